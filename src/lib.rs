@@ -36,6 +36,7 @@ mod web;
 mod minutes;
 mod recent;
 mod refused;
+mod repetitions;
 
 pub mod config;
 pub mod event;

@@ -8,9 +8,9 @@ use jiff::Timestamp;
 use super::{
     args::{FilterArgs, Moment},
     client::{Connection, GrpcArgs},
-    output::{self, Format, Usage},
+    output::{self, Format, Usage, note},
     raw,
-    render::{EventPrinter, JSON_HELP, JSON_HELP_OF_BODY},
+    render::{EventPrinter, JSON_HELP, JSON_HELP_OF_BODY, time_json},
 };
 use crate::{
     event::{Product, TaskId, TaskStatus},
@@ -125,9 +125,15 @@ pub(super) async fn get(args: GetArgs) -> anyhow::Result<ExitCode> {
 
     match client.get_task(request).await {
         Ok(response) => {
-            for event in response.into_inner().events {
+            let v1::GetTaskResponse {
+                events,
+                repetitions,
+            } = response.into_inner();
+            let notes = notes_of(&events, &repetitions);
+            for event in events {
                 print_event(&args.grpc, &mut client, &mut printer, event, include_raw).await?;
             }
+            notes.iter().for_each(|text| note(text));
         }
         Err(status) if Reason::of(&status) == Some(Reason::ResponseTooLarge) => {
             print_pages(&args.grpc, client, of_task(), &mut printer, u64::MAX).await?;
@@ -136,6 +142,27 @@ pub(super) async fn get(args: GetArgs) -> anyhow::Result<ExitCode> {
     }
 
     Ok(ExitCode::SUCCESS)
+}
+
+/// Which events came more than once.
+fn notes_of(events: &[v1::Event], repetitions: &[v1::Repetition]) -> Vec<String> {
+    let note = |repetition: &v1::Repetition| {
+        let event = events
+            .iter()
+            .find(|event| event.cursor == repetition.cursor)?;
+        let last_at = time_json(repetition.last_received_at).unwrap_or_default();
+        let (product, revision, count) = (&event.product, event.revision, repetition.count);
+        let times = if count == 1 { "once" } else { "times" };
+        let count = if count == 1 {
+            String::new()
+        } else {
+            format!("{count} ")
+        };
+        Some(format!(
+            "{product} revision {revision} was repeated {count}{times}, the last time at {last_at}"
+        ))
+    };
+    repetitions.iter().filter_map(note).collect()
 }
 
 /// Prints the raw body of the newest event, in chunks.

@@ -61,6 +61,10 @@ impl Ingest {
                 if let Some(product) = lacks_output.filter(|_| !appended.duplicate) {
                     self.note_lacking_output(&product, &appended, id);
                 }
+                if appended.duplicate {
+                    self.repetitions
+                        .note(appended.sequence, callback.received_at);
+                }
                 Reply::Received(appended)
             }
             Err(Failure::Write(WriteError::TooManyEvents)) => {

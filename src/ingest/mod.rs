@@ -44,6 +44,7 @@ use crate::{
     journal::Journal,
     metrics::Metrics,
     refused::{RefusedCallback, RefusedCallbacks},
+    repetitions::Repetitions,
     sampler::Sampler,
     store::Clock,
     trace::{REQUEST_ID, RequestId, Span, TRACEPARENT, Tracer},
@@ -92,6 +93,7 @@ pub struct Ingest {
     /// By reason, cause, credential, and product as the metrics name it.
     refusals: Sampler<(&'static str, &'static str, Option<Credential>, String)>,
     refused: Arc<RefusedCallbacks>,
+    repetitions: Arc<Repetitions>,
     quarantines: Sampler,
     lacking_output: Sampler,
     /// One permit for each byte of body in memory. When none is left callbacks are refused rather than held.
@@ -135,6 +137,7 @@ impl Ingest {
             budgets: Budgets::new(Instant::now(), Arc::clone(&metrics)),
             refusals: Sampler::default(),
             refused: Arc::default(),
+            repetitions: Arc::default(),
             quarantines: Sampler::default(),
             lacking_output: Sampler::default(),
             inflight,
@@ -152,6 +155,11 @@ impl Ingest {
     /// The last refusals, for operators.
     pub(crate) fn refused(&self) -> Arc<RefusedCallbacks> {
         Arc::clone(&self.refused)
+    }
+
+    /// How often events were repeated, for their readers.
+    pub(crate) fn repetitions(&self) -> Arc<Repetitions> {
+        Arc::clone(&self.repetitions)
     }
 
     fn rules(&self) -> Arc<Rules> {

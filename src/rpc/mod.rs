@@ -60,6 +60,7 @@ use crate::{
     minutes::Minutes,
     reconcile::Reconciler,
     refused::RefusedCallbacks,
+    repetitions::Repetitions,
     store::{ReadError, Retention, WriteError},
     subscription::{Heard, Sources, read_aside},
     trace,
@@ -91,6 +92,8 @@ pub(crate) struct Context {
     pub minutes: Arc<Minutes>,
     /// For `ListRefusals`.
     pub refused: Arc<RefusedCallbacks>,
+    /// For `GetTask`.
+    pub repetitions: Arc<Repetitions>,
     /// What asks the vendor for tasks; `None` if nothing does.
     pub reconciler: Option<Arc<Reconciler>>,
     /// How fast each client may expect tasks.

@@ -1,5 +1,7 @@
 //! `GetTask`: every retained event of one task, in one answer.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use tonic::{Request, Response, Status};
 
@@ -7,9 +9,10 @@ use super::{Context, errors, fields};
 use crate::{
     budget::Payer,
     event::{Filter, Product, Sequence, TaskId},
+    repetitions::Repetitions,
     store::{Keep, ReadError},
     subscription::Sources,
-    wire::{Delivery, Frame, Malformed, Raw, v1},
+    wire::{Delivery, Frame, Malformed, Raw, timestamp, v1},
 };
 
 /// Most bytes of the events in an answer, which is one message. Clients accept 4 MiB by default; the rest is for framing.
@@ -32,14 +35,15 @@ pub(super) async fn get(
 
     // Once as it is stored, once as it is sent.
     let take = || context.answers.take(&payer, 2 * TASK_BYTES_MAX);
-    let (mut page, mut granted) = read(context, filter.clone(), include_raw, take().await?).await?;
+    let read = async |filter, granted| read(context, filter, include_raw, granted).await;
+    let (mut page, mut granted) = read(filter.clone(), take().await?).await?;
     // Another node may have answered a callback of the task.
     if page == Some(None)
         && let Some(caught_up) = context.journal.catch_up()
     {
         drop(granted); // others need the memory meanwhile
         let has_caught_up = caught_up.await;
-        (page, granted) = read(context, filter, include_raw, take().await?).await?;
+        (page, granted) = read(filter, take().await?).await?;
         if page == Some(None) && !has_caught_up {
             return Err(errors::behind(&context.sources));
         }
@@ -57,13 +61,15 @@ async fn read<T: Send + 'static>(
     include_raw: bool,
     granted: T,
 ) -> Result<(Option<Option<Bytes>>, T), Status> {
+    let known = Arc::clone(&context.repetitions);
     let read = move |sources: &Sources| {
         let events = task_events(sources, &filter, include_raw)?;
         let page = |events: Vec<Delivery>| {
             (!events.is_empty()).then(|| {
-                Frame::Page {
+                let repetitions = repetitions(sources, &known, &events);
+                Frame::Task {
                     events,
-                    next_page_token: String::new(),
+                    repetitions,
                 }
                 .encoded()
             })
@@ -71,6 +77,19 @@ async fn read<T: Send + 'static>(
         Ok((events.map(page), granted))
     };
     context.read(read).await
+}
+
+/// How often callbacks have repeated these events.
+fn repetitions(sources: &Sources, known: &Repetitions, events: &[Delivery]) -> Vec<v1::Repetition> {
+    let of_event = |event: &Delivery| {
+        let place = event.record.sequence();
+        known.of(place).map(|repetition| v1::Repetition {
+            cursor: sources.store.cursor(place).to_string(),
+            count: repetition.count,
+            last_received_at: Some(timestamp(repetition.last_at)),
+        })
+    };
+    events.iter().filter_map(of_event).collect()
 }
 
 /// Every event of the filter's task and products; `None` if they are more than one answer holds. A raw body that is not sent is not

@@ -160,6 +160,7 @@ impl Core<'_> {
             readiness: Arc::clone(readiness),
             minutes: Arc::clone(minutes),
             refused: ingest.refused(),
+            repetitions: ingest.repetitions(),
             gate: gate.clone(),
             take_callback: test_callbacks(ingest),
             callback_base: banner::callback_base(self.config, &self.addresses),

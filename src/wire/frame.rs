@@ -36,6 +36,7 @@ const EVENT_TRUNCATED: u32 = 23;
 const SUBSCRIBE_EVENT: u32 = 2;
 const PAGE_EVENTS: u32 = 1;
 const PAGE_NEXT_TOKEN: u32 = 2;
+const TASK_REPETITIONS: u32 = 2;
 const WAIT_EVENT: u32 = 1;
 const WAIT_DONE: u32 = 2;
 
@@ -75,12 +76,19 @@ pub enum Frame {
         /// The task is over.
         done: bool,
     },
-    /// `GetTaskResponse` and `ListEventsResponse`: they number their fields alike.
+    /// `ListEventsResponse`.
     Page {
         /// In the requested order.
         events: Vec<Delivery>,
-        /// Empty at the end, and always for `GetTaskResponse`.
+        /// Empty at the end.
         next_page_token: String,
+    },
+    /// `GetTaskResponse`.
+    Task {
+        /// Oldest first.
+        events: Vec<Delivery>,
+        /// Of some of them.
+        repetitions: Vec<v1::Repetition>,
     },
 }
 
@@ -353,6 +361,18 @@ impl Frame {
                         0
                     }
             }
+            Self::Task {
+                events,
+                repetitions,
+            } => {
+                let events = events
+                    .iter()
+                    .map(|event| field(PAGE_EVENTS, event.encoded_len()));
+                let repetitions = repetitions
+                    .iter()
+                    .map(|repetition| field(TASK_REPETITIONS, repetition.encoded_len()));
+                events.chain(repetitions).sum()
+            }
         }
     }
 
@@ -377,6 +397,18 @@ impl Frame {
                 if !next_page_token.is_empty() {
                     put_length(PAGE_NEXT_TOKEN, next_page_token.len(), buf);
                     buf.put_slice(next_page_token.as_bytes());
+                }
+            }
+            Self::Task {
+                events,
+                repetitions,
+            } => {
+                for event in events {
+                    event.put(PAGE_EVENTS, buf);
+                }
+                for repetition in repetitions {
+                    put_length(TASK_REPETITIONS, repetition.encoded_len(), buf);
+                    repetition.encode_raw(buf);
                 }
             }
         }
@@ -527,9 +559,12 @@ mod tests {
             let page = Frame::Page { events: vec![delivery(), delivery()], next_page_token: token.clone() };
             let listed: v1::ListEventsResponse = written(&page);
             prop_assert_eq!(&listed.events, &vec![event.clone(), event]);
-            prop_assert_eq!(listed.next_page_token, token);
-            let task: v1::GetTaskResponse = written(&page);
-            prop_assert_eq!(task.events, listed.events);
+            prop_assert_eq!(&listed.next_page_token, &token);
+            let repetition = v1::Repetition { cursor: token, count: revision, last_received_at: None };
+            let repetitions = vec![repetition.clone(), v1::Repetition::default(), repetition];
+            let task = Frame::Task { events: vec![delivery(), delivery()], repetitions: repetitions.clone() };
+            let task: v1::GetTaskResponse = written(&task);
+            prop_assert_eq!((task.events, task.repetitions), (listed.events, repetitions));
         }
     }
 }

@@ -1506,3 +1506,43 @@ async fn tasks_with_more_events_than_a_subscription_holds_places_for_are_deliver
     server.http().post(&completed("t3")).await.event_id();
     assert_eq!(sub.next_event().await.task_id, "t3");
 }
+
+#[tokio::test]
+async fn a_task_shows_how_often_its_events_were_repeated() {
+    let mut server = Server::start().await;
+    let get = async |server: &Server| {
+        let request = GetTaskRequest {
+            task_id: "t1".into(),
+            ..Default::default()
+        };
+        let answer = server.events().await.get_task(request).await;
+        answer.unwrap().into_inner()
+    };
+    server.http().post(&processing("t1")).await;
+    server.http().post(&completed("t1")).await;
+    assert_eq!(get(&server).await.repetitions, []);
+
+    for _ in 0..3 {
+        assert!(server.http().post(&completed("t1")).await.duplicate());
+    }
+    let task = get(&server).await;
+    let [repetition] = &task.repetitions[..] else {
+        panic!("{task:?}")
+    };
+    assert_eq!(
+        (&repetition.cursor, repetition.count),
+        (&task.events[1].cursor, 3)
+    );
+    let last_at = repetition.last_received_at.unwrap();
+    let first_at = task.events[1].received_at.unwrap();
+    assert!((last_at.seconds, last_at.nanos) > (first_at.seconds, first_at.nanos));
+    let ran = server.cli("get t1").run().await;
+    assert!(
+        ran.stderr
+            .contains("veo revision 2 was repeated 3 times, the last time at "),
+        "{ran:?}"
+    );
+
+    server.crash().await;
+    assert_eq!(get(&server).await.repetitions, [], "it is in memory only");
+}

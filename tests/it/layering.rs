@@ -8,7 +8,7 @@ use std::{
 };
 
 /// What each module may import, directly. A module that is not named here may not exist.
-const ALLOWED: [(&str, &[&str]); 40] = [
+const ALLOWED: [(&str, &[&str]); 41] = [
     ("accounts", &["files"]),
     (
         "audit",
@@ -25,6 +25,7 @@ const ALLOWED: [(&str, &[&str]); 40] = [
     ("minutes", &[]),
     ("recent", &[]),
     ("refused", &["network", "printable", "recent", "trace"]),
+    ("repetitions", &["event"]),
     ("size", &[]),
     ("trace", &[]),
     ("transit", &[]),
@@ -92,6 +93,7 @@ const ALLOWED: [(&str, &[&str]); 40] = [
             "metrics",
             "network",
             "refused",
+            "repetitions",
             "sampler",
             "store",
             "trace",
@@ -113,6 +115,7 @@ const ALLOWED: [(&str, &[&str]); 40] = [
             "minutes",
             "reconcile",
             "refused",
+            "repetitions",
             "store",
             "subscription",
             "trace",
