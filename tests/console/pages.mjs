@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { mkdirSync } from "node:fs";
 import { Browser, go } from "./browser.mjs";
-import { Broker } from "./broker.mjs";
+import { Broker, until } from "./broker.mjs";
 
 const HOSTILE = { id: "<script>x</script>", prompt: "<img src=x onerror=alert(1)>", label: "<svg onload=alert(1)>", rtl: "\u202Eabc" };
 const WIDTHS = [360, 900, 1600], THEMES = ["light", "dark"];
@@ -91,7 +91,14 @@ export async function pages({ program, directory, pictures }) {
     const page = await browser.open(broker.console);
     await go(page, broker, "quarantine", "td.c-cause a");
     await page.click("td.c-cause a >> nth=1");
+    await page.click("text=Preview");
+    await page.waitForSelector("text=release it with its `task_id`");
     await page.fill("input[name=taskId]", "given");
+    await page.click("text=Preview");
+    await page.click("summary >> text=given");
+    await page.waitForSelector('pre >> text="revision": 1');
+    await browser.check("preview", page);
+    await browser.accessible("preview", page);
     await page.click("button.main");
     await page.waitForSelector("text=Released as 1 event");
     await go(page, broker, "quarantine", "td.c-cause a");
@@ -101,6 +108,33 @@ export async function pages({ program, directory, pictures }) {
     await page.click("dialog button.main");
     await page.waitForSelector("text=Nothing is in quarantine");
     await browser.check("quarantine", page);
+    await page.context().close();
+  },
+
+  async "a test callback is sent, and the task shows who waits for it and how often it was repeated"() {
+    const page = await browser.open(broker.console);
+    await go(page, broker, "urls", "form.stack");
+    await page.fill("input[placeholder='/webhook/veo']", "/webhook/sora?team=ads");
+    await page.click("button:text-is('Send')");
+    await page.waitForSelector(".note >> text=200");
+    await browser.check("test callback", page);
+    await browser.accessible("test callback", page);
+    await page.click("a >> text=test-");
+    await page.waitForSelector(".life");
+    await go(page, broker, "task/nothing", ".empty");
+    await page.waitForSelector("text=Nobody waits for it.");
+
+    const waiting = broker.run("wait", "waited", "--product", "veo", "--timeout", "60s");
+    for (let times = 0; times < 3; times++) await broker.callback("veo", { generation_id: "waited", status: "processing" });
+    await until("the wait", async () => (await broker.run("subscriptions", "--task-id", "waited")).includes("WaitTask"));
+    await go(page, broker, "task/waited?product=veo", ".life");
+    await page.waitForSelector("text=Who waits for it");
+    assert.match(await page.textContent("main"), /WaitTask.*since/s);
+    assert.match(await page.textContent("main"), /repeated 2×, last /);
+    await browser.check("waited for", page);
+    await browser.accessible("waited for", page);
+    await broker.callback("veo", { generation_id: "waited", status: "completed" });
+    await waiting;
     await page.context().close();
   },
 

@@ -118,19 +118,6 @@ export function word(prefix, value) {
 }
 
 /**
- * Events between two cursors. A cursor is opaque to clients; this page comes out of the broker that makes them, and is never of
- * another version than it.
- * @param {string} from
- * @param {string} to
- * @returns {number | null} null if they are of two logs
- */
-export function between(from, to) {
-  if (!from || !to || from.length !== 36 || from.slice(0, 16) !== to.slice(0, 16)) return null;
-  const place = (/** @type {string} */ cursor) => BigInt(`0x${cursor.slice(16, 32)}`);
-  return Math.max(0, Number(place(to) - place(from)));
-}
-
-/**
  * The text of a body, which is base64 in JSON, with its JSON indented. `null` if it is no text.
  * @param {string | undefined} base64
  * @returns {string | null}

@@ -3,7 +3,7 @@
 
 import { h, put } from "../dom.js";
 import { call } from "../api.js";
-import { between, counted, number } from "../format.js";
+import { counted, number } from "../format.js";
 import { COLUMNS, eventRow } from "../event-row.js";
 import { filterBar, filterOf, isFiltered } from "../filter.js";
 import { button, empty, heading, table, trouble } from "../parts.js";
@@ -81,7 +81,7 @@ export function show({ root, params, go, signal }) {
       put(place, trouble(problem, () => { problem = null; put(place); tail.cursor = ""; tail.open(); }));
     }
     const quiet = isFiltered(params) ? "live, nothing matched yet" : "live, nothing came yet";
-    const text = isPaused ? (behind === null ? "paused" : `paused · ${number(behind)} behind`)
+    const text = isPaused ? (behind === undefined ? "paused" : `paused · ${number(behind)} behind`)
       : state === "live" ? (rate > 0 ? `live · ${number(rate)}/s` : seen ? "live" : quiet) : state;
     if (status.textContent !== text) put(status, text);
     status.className = `live-state ${isPaused ? "is-paused" : state === "live" ? "is-live" : ""}`;
@@ -116,8 +116,8 @@ export function show({ root, params, go, signal }) {
   async function countBehind() {
     if (!isPaused || signal.aborted || document.hidden) return;
     try {
-      const { head } = await call("GetLogInfo", {}, signal);
-      if (isPaused) behind = /** @type {any} */ (between(tail.cursor, head));
+      const { eventsAfter } = await call("GetLogInfo", { afterCursor: tail.cursor }, signal);
+      if (isPaused) behind = eventsAfter;
     } catch { /* the top bar says it */ }
     tell();
   }

@@ -3,7 +3,7 @@
 import { h, put, toast } from "../dom.js";
 import { call } from "../api.js";
 import { base64, bodyText, bytes, counted, number, seen, word } from "../format.js";
-import { taskHref } from "../event-row.js";
+import { statusOf, taskHref } from "../event-row.js";
 import { bodyView, button, cell, confirmTyped, empty, facts, heading, hidden, labels, name as nameOf, panel, row, single, table, trouble, when } from "../parts.js";
 import { everything, facets, sheet } from "../list.js";
 
@@ -141,30 +141,37 @@ function form(found, text, note) {
     field("product", "Product", "instead of the URL's"), field("taskId", "Task id", "where the body has none that can be used"),
     field("status", "Status", "instead of the body's, for example completed"),
     h("label.check", null, h("input", { type: "checkbox", name: "dropLabels" }), "Ignore the URL's labels"),
-    details, preview, h("div.actions", null, h("button.button.main", null, "Release")));
+    details, preview, h("div.actions", null, button("Preview", look), h("button.button.main", null, "Release")));
 
-  const corrections = () => {
+  const request = () => {
     const data = new FormData(box);
     /** @type {Json} */
-    const made = {};
+    const made = { quarantineId: found.quarantineId };
     for (const name of ["product", "taskId", "status"]) {
       const value = String(data.get(name) ?? "").trim();
       if (value) made[name] = value;
     }
     if (data.get("dropLabels")) made.dropLabels = true;
-    if (body.value && body.value !== text) made.body = body.value;
+    if (body.value && body.value !== text) made.body = base64(body.value);
     return made;
   };
-  box.addEventListener("input", () => {
-    const { body: changed, ...rest } = corrections();
-    const lines = Object.entries(rest).map(([name, value]) => `${name}: ${value}`);
-    if (changed) lines.push(`body: ${bytes(new TextEncoder().encode(changed).length)} instead of ${bytes(found.bodyBytes)}${isJson(changed) ? "" : " (no JSON)"}`);
-    put(preview, lines.length ? h("div.note", null, h("b", null, "Corrections"), h("ul", null, lines.map((line) => h("li", null, line)))) : null);
-  });
-  box.addEventListener("submit", single(async () => {
-    const { body: changed, ...rest } = corrections();
+  async function look() {
     try {
-      const { events } = await call("ReleaseQuarantined", { quarantineId: found.quarantineId, ...rest, ...(changed ? { body: base64(changed) } : {}) });
+      const { events } = await call("ReleaseQuarantined", { ...request(), validateOnly: true });
+      put(note);
+      put(preview, h("div.note", { role: "status" }, h("b", null, "It would become"), events.map((/** @type {Json} */ one) => h("details", null,
+        h("summary", null, h("span.mono", null, nameOf(one.taskId)), " ", one.event && statusOf(one.event),
+          h("span.soft", null, one.duplicate ? " · a duplicate, no event" : one.event ? ` · revision ${one.event.revision}${one.event.conflict ? ", a conflict" : ""}` : " · too large to be shown")),
+        one.event && h("pre", { tabindex: "0" }, JSON.stringify(one.event, null, 2))))));
+    } catch (error) {
+      put(preview);
+      put(note, trouble(error));
+    }
+  }
+  box.addEventListener("input", () => put(preview));
+  box.addEventListener("submit", single(async () => {
+    try {
+      const { events } = await call("ReleaseQuarantined", request());
       put(note, h("div.note", { role: "status" }, h("b", null, `Released as ${counted("event", events.length)}`), h("ul", null,
         events.map((/** @type {Json} */ released) => h("li", null, released.taskId
           ? h("a.mono", { href: taskHref(released.product ?? "", released.taskId) }, nameOf(released.taskId)) : h("span.mono", null, released.eventId))))));
@@ -174,9 +181,4 @@ function form(found, text, note) {
     }
   }));
   return box;
-}
-
-/** @param {string} text */
-function isJson(text) {
-  try { JSON.parse(text); return true; } catch { return false; }
 }

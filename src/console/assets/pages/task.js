@@ -14,16 +14,16 @@ import { output } from "../media.js";
 export async function show(context) {
   const { root, path: [taskId = ""], params, signal } = context;
   const product = params.get("product") ?? "";
-  /** @type {Json[]} */
-  let events = [];
+  /** @type {Json[][]} */
+  let [events, repetitions] = [[], []];
   try {
     const request = { taskId, product, includeRaw: true };
-    ({ events } = await call("GetTask", request, signal));
+    ({ events, repetitions } = await call("GetTask", request, signal));
   } catch (error) {
     if (signal.aborted) return;
     if (!(error instanceof Problem) || error.status !== 404) throw error;
   }
-  draw(context, taskId, product, events);
+  draw(context, taskId, product, events, repetitions);
   follow(context, taskId, product, events);
 }
 
@@ -54,8 +54,8 @@ function follow({ reload, signal }, taskId, product, known) {
   signal.addEventListener("abort", () => clearTimeout(timer));
 }
 
-/** @param {import("../app.js").Context} context @param {string} taskId @param {string} product @param {Json[]} events */
-function draw({ root, signal }, taskId, product, events) {
+/** @param {import("../app.js").Context} context @param {string} taskId @param {string} product @param {Json[]} events @param {Json[]} repetitions */
+function draw({ root, signal }, taskId, product, events, repetitions) {
   const products = [...new Set(events.map((event) => event.product))];
   const of = product || (products.length === 1 ? products[0] : "");
   // The vendor's last word; an overdue event is the broker's own.
@@ -70,21 +70,23 @@ function draw({ root, signal }, taskId, product, events) {
     copies);
   document.title = `\u2068${seen(taskId)}\u2069 · ${last ? word("TASK_STATUS_", last.status) : "no callback"} · blobcast`;
 
-  const expected = h("div");
+  const expected = h("div"), followed = h("div");
   if (!last) {
     const bound = session.client && !session.admin ? " Or it is not of this client's products and labels." : "";
     const found = h("p");
     put(root, head, panel(null, empty("No callback of this task yet.", `This page shows it as soon as it comes. If the task is old, retention may have forgotten it.${bound}`,
-      found, session.admin ? h("p", null, "Did it arrive? ", h("a", { href: "#/quarantine" }, "Quarantine"), " · ", h("a", { href: `#/refused?find=${encodeURIComponent(taskId)}` }, "Refused")) : null), expected));
+      found, session.admin ? h("p", null, "Did it arrive? ", h("a", { href: "#/quarantine" }, "Quarantine"), " · ", h("a", { href: `#/refused?find=${encodeURIComponent(taskId)}` }, "Refused")) : null), expected, followed));
     asLabel(found, taskId, signal);
   } else {
-    const line = h("ol.life", null, events.map((event, at) => step(event, events[at - 1])));
+    const line = h("ol.life", null, events.map((event, at) => step(event, events[at - 1], repetitions.find(({ cursor }) => cursor === event.cursor))));
     put(root, head, h("div.task", null,
-      h("div.side", null, panel(h("span", null, "What happened ", h("span.zone", null, ZONE)), line, expected),
+      h("div.side", null, panel(h("span", null, "What happened ", h("span.zone", null, ZONE)), line, expected, followed),
         panel("Callbacks as received, and the events made of them", h("div.bodies", null, events.map(both)))),
       h("div.side", null, outcome(last), about(last))));
   }
-  if (session.admin && of && !events.some((event) => event.terminal)) expectation(expected, of, taskId, signal);
+  const isOver = events.some((event) => event.terminal);
+  if (session.admin && of && !isOver) expectation(expected, of, taskId, signal);
+  if (session.admin) followers(followed, taskId, isOver, signal);
 }
 
 /**
@@ -105,8 +107,8 @@ async function asLabel(place, value, signal) {
   } catch { /* a hint only */ }
 }
 
-/** @param {Json} event @param {Json | undefined} before */
-function step(event, before) {
+/** @param {Json} event @param {Json | undefined} before @param {Json | undefined} repeated */
+function step(event, before, repeated) {
   const size = event.rawBody ? bytes(atob(event.rawBody).length) : "";
   const how = word("VERIFICATION_", event.verification);
   const later = before ? `${span(Date.parse(event.receivedAt) - Date.parse(before.receivedAt))} later` : "";
@@ -119,6 +121,7 @@ function step(event, before) {
     h("time.mono.soft", { datetime: event.receivedAt, title: full(event.receivedAt) }, moment(event.receivedAt)),
     h("div", null, h("p", null, statusOf(event), ...marks(event), h("span.soft", null, ` ${notes}`)),
       event.error?.message && event.error.message !== event.error.code ? h("p.wrap", null, name(event.error.message.slice(0, 2000))) : null,
+      repeated && h("p.soft", null, `repeated ${repeated.count}×, last ${moment(repeated.lastReceivedAt)}`),
       overdue));
 }
 
@@ -186,6 +189,24 @@ async function expectation(place, product, taskId, signal) {
       pageToken = answer.nextPageToken;
       if (!pageToken) return;
     }
+  } catch (error) {
+    if (!signal.aborted) put(place, trouble(error));
+  }
+}
+
+/**
+ * Who follows the task or waits for it, but for pages like this one.
+ * @param {HTMLElement} place
+ * @param {string} taskId
+ * @param {boolean} isOver
+ * @param {AbortSignal} signal
+ */
+async function followers(place, taskId, isOver, signal) {
+  try {
+    const { subscriptions } = await call("ListSubscriptions", { taskId, pageSize: 50 }, signal);
+    const others = subscriptions.filter((/** @type {Json} */ one) => one.clientName !== "console");
+    if (others.length || !isOver) put(place, h("div.note", null, others.length ? [h("b", null, "Who waits for it"), h("ul", null, others.map((/** @type {Json} */ one) =>
+      h("li", null, h("bdi", null, [one.client, one.clientName, one.peer].filter(Boolean).join(" · ")), ` since ${moment(one.openedAt)}`)))] : "Nobody waits for it."));
   } catch (error) {
     if (!signal.aborted) put(place, trouble(error));
   }

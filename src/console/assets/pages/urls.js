@@ -4,6 +4,7 @@ import { h, put } from "../dom.js";
 import { call } from "../api.js";
 import { ago, full, word } from "../format.js";
 import { testCallback } from "../commands.js";
+import { taskHref } from "../event-row.js";
 import { cell, copyButton, empty, facts, heading, labels as labelsOf, name, pager, panel, row, single, table, trouble } from "../parts.js";
 
 const LIVES = [["3600", "1 hour"], ["86400", "24 hours"], ["604800", "7 days"], ["2592000", "30 days"], ["31536000", "1 year"]];
@@ -29,6 +30,7 @@ export async function show({ root, params, go, signal }) {
     try {
       const answer = await call("MintCallbackUrl", { product: product.value.trim(), labels: pairs, ttl: `${life.value}s`, keyId: key.value.trim() });
       const url = answer.callbackUrl;
+      tried.value = url;
       put(made, h("div.made", { role: "status" }, h("code.wrap", null, url),
         h("div.actions", null, copyButton("Copy the URL", () => url), copyButton("Copy a test callback as curl", () => testCallback(url))),
         facts([["good until", full(answer.expireTime)], ["signed by", answer.keyId], ["labels", Object.keys(pairs).length ? labelsOf(pairs, true) : null]]),
@@ -37,6 +39,18 @@ export async function show({ root, params, go, signal }) {
       put(made, trouble(error));
     }
   });
+  const tried = h("input", { placeholder: "/webhook/veo", autocomplete: "off", spellcheck: "false", maxlength: "2048" });
+  const answered = h("div");
+  const send = async (/** @type {Event} */ event) => {
+    event.preventDefault();
+    try {
+      const { taskId, httpStatus, body } = await call("SendTestCallback", { callbackUrl: tried.value.trim() });
+      put(answered, h("div.note", { role: "status" }, `${httpStatus} `, h("code.wrap", null, body), " ",
+        httpStatus === 200 ? h("a.mono", { href: taskHref("", taskId) }, taskId) : httpStatus === 202 ? h("a", { href: "#/quarantine" }, "Quarantine") : h("a", { href: "#/refused" }, "Refused")));
+    } catch (error) {
+      put(answered, trouble(error));
+    }
+  };
   // The address names what is asked for, so that it can be sent to a colleague.
   const keep = () => {
     const next = new URLSearchParams();
@@ -54,6 +68,9 @@ export async function show({ root, params, go, signal }) {
       h("label", null, "Callbacks are accepted for", life),
       h("label", null, "Signing key", key),
       h("div.actions", null, h("button.button.main", null, "Make the URL"))), made),
+  panel("Send a test callback", h("form.stack.pad", { onsubmit: send },
+    h("label", null, "Callback URL", tried, h("span.soft", null, "it passes all that a real one passes but the network; its event is an event like any other")),
+    h("div.actions", null, h("button.button", null, "Send"))), answered),
   panel("Credentials", listed.credentials.length ? [table("Credentials", COLUMNS, listed.credentials.map(line)), pager(params, listed.nextPageToken, go)]
     : empty("There are no credentials.", "Anybody who reaches the listeners may send callbacks and read events. blobcast token adds a line to the credentials file.")));
 }
