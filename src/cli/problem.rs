@@ -130,7 +130,7 @@ fn next_step(code: Code, reason: Option<Reason>) -> Option<&'static str> {
     Some(match reason {
         Some(Reason::CursorExpired) => {
             "start with the oldest retained event with `--from earliest`, or pass `--on-expired \
-             earliest` to continue and print the gap"
+             earliest` to continue and print the gap; a listing begins anew"
         }
         Some(Reason::CursorAhead) => {
             "the log ends before it; was it restored? start again with `--from earliest`"

@@ -64,14 +64,16 @@ impl Problem {
                 .map(|wrong| json!({"field": wrong.field, "description": wrong.description}))
                 .collect()
         });
+        let retry_after = details.retry_info().and_then(|info| info.retry_delay);
+        let reason = Reason::of(status);
         Self {
-            status: http_status(status.code(), Reason::of(status)),
+            status: http_status(status.code(), reason, retry_after.is_some()),
             detail: status.message().to_owned(),
             code: Some(status.code()),
             reason: info.map(|info| info.reason.as_str().into()),
             metadata: metadata.unwrap_or_default(),
             violations: violations.unwrap_or_default(),
-            retry_after: details.retry_info().and_then(|info| info.retry_delay),
+            retry_after,
             allow: None,
         }
     }
@@ -100,8 +102,8 @@ impl Problem {
     }
 }
 
-/// The HTTP status of a code, as `google/rpc/code.proto` maps them, with two exceptions that HTTP has a better word for.
-fn http_status(code: Code, reason: Option<Reason>) -> StatusCode {
+/// The HTTP status of a code, as `google/rpc/code.proto` maps them, with three exceptions that HTTP has a better word for.
+fn http_status(code: Code, reason: Option<Reason>, passes: bool) -> StatusCode {
     let number = match code {
         _ if reason == Some(Reason::RequestTooLarge) => 413,
         Code::OutOfRange => 410, // a cursor: what was behind it is gone, and asking again does not help
@@ -113,6 +115,8 @@ fn http_status(code: Code, reason: Option<Reason>) -> StatusCode {
         Code::AlreadyExists | Code::Aborted => 409,
         Code::PermissionDenied => 403,
         Code::Unauthenticated => 401,
+        // Clients repeat a 429 by themselves.
+        Code::ResourceExhausted if !passes => 400,
         Code::ResourceExhausted => 429,
         Code::Unimplemented => 501,
         Code::Unavailable => 503,
@@ -182,14 +186,18 @@ mod tests {
     #[test]
     fn every_reason_has_a_status_of_the_client_or_of_the_server() {
         for &reason in Reason::ALL {
-            let status = http_status(reason.code(), Some(reason));
+            let status = http_status(reason.code(), Some(reason), true);
             assert!(
                 status.is_client_error() || status.is_server_error(),
                 "{reason:?}"
             );
         }
         assert_eq!(
-            http_status(Code::ResourceExhausted, Some(Reason::RequestTooLarge)),
+            http_status(
+                Code::ResourceExhausted,
+                Some(Reason::RequestTooLarge),
+                false
+            ),
             StatusCode::PAYLOAD_TOO_LARGE
         );
     }

@@ -103,14 +103,25 @@ impl Listing {
     fn page(&self, sources: &Sources) -> Result<(Vec<Record>, Option<Sequence>), ReadError> {
         loop {
             match self.try_page(sources) {
-                // Retention took the oldest event between two reads. A listing shows what is retained now.
-                Err(ReadError::Expired) => {}
+                // Retention took the oldest event between two reads. A listing begins with what is retained now.
+                Err(ReadError::Expired) if !self.is_overtaken(sources) => {}
                 page => return page,
             }
         }
     }
 
+    /// Whether retention has passed the last place of the previous page, so that events between two pages would be left out without a
+    /// word. The end of a listing that goes backwards is what is retained.
+    fn is_overtaken(&self, sources: &Sources) -> bool {
+        let first_available = sources.store.first_available();
+        let next = self.from.map(Sequence::next);
+        !self.newest_first && next.is_some_and(|next| next < first_available)
+    }
+
     fn try_page(&self, sources: &Sources) -> Result<(Vec<Record>, Option<Sequence>), ReadError> {
+        if self.is_overtaken(sources) {
+            return Err(ReadError::Expired);
+        }
         let store = &sources.store;
         let (first, last) = self.bounds(sources)?;
         if !self.filter.task_ids.is_empty() {
@@ -131,7 +142,6 @@ impl Listing {
             return Ok((records, (scanned_to > first).then_some(scanned_to)));
         }
 
-        // A page token that retention has passed continues with the oldest event: a listing shows what is retained.
         let after = self.from.unwrap_or_default().max(first.previous());
         let Chunk {
             records,

@@ -73,7 +73,7 @@ macro_rules! reasons {
 
 reasons! {
     CursorExpired "CURSOR_EXPIRED" OutOfRange Never ["first_available", "head"]
-        "Retention has passed the cursor. Set `on_expired`, or start at EARLIEST; `first_available` is the cursor of the oldest event, and `after_cursor` with it starts behind that event."
+        "Retention has passed the cursor. Set `on_expired`, or start at EARLIEST; `first_available` is the cursor of the oldest event, and `after_cursor` with it starts behind that event. Of `ListEvents`: retention has passed the page token; begin the listing anew."
     CursorAhead "CURSOR_AHEAD" OutOfRange Never ["head"]
         "This log never gave the cursor out."
     EpochMismatch "EPOCH_MISMATCH" FailedPrecondition Never ["epoch"]

@@ -77,7 +77,13 @@ export async function sessions({ program, directory }) {
       await go(page, broker, "live", ".live-state.is-live");
       keep(ops);
       await page.waitForSelector("#token");
+      // A line that is put back brings no session back.
       keep(team, ops);
+      const other = await browser.open(broker.console);
+      await logIn(other, team);
+      await page.reload();
+      await page.waitForSelector("#token");
+      await other.context().close();
       await page.context().close();
     },
 

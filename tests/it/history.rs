@@ -49,6 +49,13 @@ async fn get(client: &mut Client, task_id: &str) -> Result<Vec<Event>, Status> {
 
 /// All pages of a listing, each as the events it has.
 async fn pages(client: &mut Client, request: ListEventsRequest) -> Vec<Vec<Event>> {
+    try_pages(client, request).await.unwrap()
+}
+
+async fn try_pages(
+    client: &mut Client,
+    request: ListEventsRequest,
+) -> Result<Vec<Vec<Event>>, Status> {
     let (mut pages, mut page_token) = (Vec::new(), String::new());
     loop {
         let page = client
@@ -56,13 +63,12 @@ async fn pages(client: &mut Client, request: ListEventsRequest) -> Vec<Vec<Event
                 page_token,
                 ..request.clone()
             })
-            .await
-            .unwrap()
+            .await?
             .into_inner();
         pages.push(page.events);
         page_token = page.next_page_token;
         if page_token.is_empty() {
-            return pages;
+            return Ok(pages);
         }
     }
 }
@@ -867,7 +873,7 @@ async fn a_listing_that_events_are_appended_to_repeats_none_and_skips_none() {
 }
 
 #[tokio::test]
-async fn a_listing_goes_on_with_what_is_left_when_retention_passes_it() {
+async fn a_page_token_that_retention_has_passed_is_refused_and_leaves_nothing_out() {
     let server = Options::default()
         .set("log.retention_bytes_max", "1MiB")
         .set("ingest.body_bytes_max", "480KiB")
@@ -876,27 +882,35 @@ async fn a_listing_goes_on_with_what_is_left_when_retention_passes_it() {
     let http = server.http();
     http.post_bulky(0..20, 20_000).await;
     let mut client = server.events().await;
-    let request = ListEventsRequest {
-        page_size: 5,
-        ..Default::default()
-    };
-    let page = client
-        .list_events(request.clone())
-        .await
-        .unwrap()
-        .into_inner();
-    http.post_bulky(20..120, 20_000).await;
-    let info = server.trimmed().await;
-    let next = ListEventsRequest {
-        page_token: page.next_page_token,
-        ..request
-    };
-    let page = client.list_events(next).await.unwrap().into_inner();
-    assert_eq!(page.events[0].cursor, info.first_available);
+    for (order, is_refused) in [(Order::OldestFirst, true), (Order::NewestFirst, false)] {
+        let request = ListEventsRequest {
+            page_size: 5,
+            order: order.into(),
+            ..Default::default()
+        };
+        let page = client
+            .list_events(request.clone())
+            .await
+            .unwrap()
+            .into_inner();
+        http.post_bulky(20..120, 20_000).await;
+        server.trimmed().await;
+        let next = client
+            .list_events(ListEventsRequest {
+                page_token: page.next_page_token,
+                ..request
+            })
+            .await;
+        assert_eq!(next.is_err(), is_refused, "{order:?}");
+        if let Err(refused) = next {
+            let why = (Code::OutOfRange, "CURSOR_EXPIRED".to_owned());
+            assert_eq!(refusal(&refused), why);
+        }
+    }
 }
 
 #[tokio::test]
-async fn a_listing_never_fails_however_fast_retention_runs() {
+async fn a_listing_leaves_nothing_out_however_fast_retention_runs() {
     let server = Options::default()
         .set("log.retention_bytes_max", "1MiB")
         .set("ingest.body_bytes_max", "480KiB")
@@ -910,7 +924,15 @@ async fn a_listing_never_fails_however_fast_retention_runs() {
     while !load.is_finished() {
         let filter = of_tasks((listed * 2..listed * 2 + 60).map(|number| format!("t{number}")));
         for request in [ListEventsRequest::default(), newest_first(), of(filter)] {
-            let events = list(&mut client, request.clone()).await;
+            let listed_pages = try_pages(&mut client, request.clone()).await;
+            let events = match listed_pages {
+                Ok(pages) => pages.concat(),
+                Err(overtaken) => {
+                    let why = (Code::OutOfRange, "CURSOR_EXPIRED".to_owned());
+                    assert_eq!(refusal(&overtaken), why);
+                    continue;
+                }
+            };
             let mut places = places(&events);
             if request.order() == Order::NewestFirst {
                 places.reverse();

@@ -37,6 +37,7 @@ use crate::{
     credentials::Client,
     door::Problem,
     rpc,
+    sampler::Sampler,
     trace::{REQUEST_ID, RequestId},
 };
 
@@ -58,6 +59,8 @@ pub(super) struct Console {
     settings: Settings,
     headers: PageHeaders,
     places: Arc<Places>,
+    /// Logs refused logins: anybody who reaches the listener can cause them.
+    refused: Sampler<()>,
 }
 
 /// The part of the configuration that concerns the console.
@@ -127,6 +130,7 @@ impl Console {
             headers: PageHeaders::new(settings.media, &settings.media_hosts),
             settings,
             places: Arc::default(),
+            refused: Sampler::default(),
         }
     }
 
@@ -172,10 +176,13 @@ impl Console {
                 self.with_cookie(&secret, "")
             }
             Err(why) => {
-                tracing::warn!(
-                    peer = peer.map(tracing::field::display),
-                    "login to the console refused: {why}"
-                );
+                if let Some(unlogged) = self.refused.due(()) {
+                    tracing::warn!(
+                        peer = peer.map(tracing::field::display),
+                        unlogged,
+                        "login to the console refused: {why}"
+                    );
+                }
                 refusal(StatusCode::FORBIDDEN, why)
             }
         }
@@ -258,13 +265,19 @@ impl Console {
             return Caller::Anybody;
         }
         let name = self.cookie_name();
-        let session =
-            cookies(headers, &name).find_map(|secret| self.sessions.find(secret, Instant::now()));
-        let session = session.and_then(|session| {
-            let client = self.gate.still(&session.client)?;
-            Some(Session { client, ..session })
+        let mut sessions = cookies(headers, &name).filter_map(|secret| {
+            let session = self.sessions.find(secret, Instant::now())?;
+            let client = self.gate.still(&session.client);
+            if client.is_none() {
+                // For good: a line that is put back is another one.
+                self.sessions.end(secret);
+            }
+            Some(Session {
+                client: client?,
+                ..session
+            })
         });
-        session.map_or(Caller::Unknown, Caller::LoggedIn)
+        sessions.next().map_or(Caller::Unknown, Caller::LoggedIn)
     }
 
     /// What the page needs to know before anything else.

@@ -227,7 +227,7 @@ impl Door {
 }
 
 fn used_ticket() -> Problem {
-    let detail = "this ticket was used, or is older than 60 s: POST /v1/stream-tickets for another";
+    let detail = "this ticket was used, is older than 60 s, or another node has issued it: POST /v1/stream-tickets for another";
     Problem::of_reason(StatusCode::UNAUTHORIZED, Reason::TokenInvalid, detail)
 }
 
