@@ -95,6 +95,28 @@ export async function reading({ program, directory }) {
     await page.context().close();
   },
 
+  async "a client's name neither hides its lag nor turns its address around"() {
+    const long = "x".repeat(128), turned = "\u202Eexe.tneilc";
+    const laggard = { client: "", clientName: long, peer: "127.0.0.1:1", state: "SUBSCRIPTION_STATE_STALLED", lag: "12345" };
+    await broker.callback("veo", { generation_id: "behind", status: "completed" });
+    for (const width of [360, 900, 1600]) {
+      const page = await browser.open(broker.console, { viewport: { width, height: 900 } });
+      await page.route("**/v1/GetOverview", async (route) => {
+        const answer = await route.fetch();
+        await route.fulfill({ response: answer, json: { ...await answer.json(), laggards: [laggard], subscriptionCount: "1" } });
+      });
+      await page.route("**/v1/ListSubscriptions", (route) => route.fulfill({ json: { nextPageToken: "", subscriptions:
+        [{ ...laggard, taskIdCount: 0, deliveredCount: "1", openedAt: new Date().toISOString() }, { ...laggard, clientName: turned, taskIdCount: 0, deliveredCount: "1", openedAt: new Date().toISOString() }] } }));
+      await go(page, broker, "", ".tiles");
+      assert.ok(await page.locator("td.c-lag").isVisible());
+      await browser.check(`a long name on the overview ${width}`, page);
+      await go(page, broker, "subscriptions", "td.c-client");
+      assert.deepEqual(await page.locator("td.c-client >> nth=1").locator("div bdi").allTextContents(), ["U+202Eexe.tneilc", "127.0.0.1:1"]);
+      await browser.check(`a long name among subscriptions ${width}`, page);
+      await page.context().close();
+    }
+  },
+
   async "the configuration tells what is not the default"() {
     const page = await opened("configuration?changed", "tbody tr");
     const keys = (await page.locator("td.c-cause").allTextContents()).sort();

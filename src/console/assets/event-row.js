@@ -16,7 +16,7 @@ export const COLUMNS = [
 export function eventRow(event, isLive = false) {
   return row(
     cell("c-time.mono.soft", h("time", { datetime: event.receivedAt, title: full(event.receivedAt) }, isLive ? clock(event.receivedAt) : moment(event.receivedAt))),
-    cell("c-product.cut", event.product),
+    cell("c-product.cut", h("span", { title: event.product }, event.product)),
     cell("c-task.cut", taskLink(event)),
     cell("c-status.cut", statusOf(event), ...marks(event)),
     cell("c-labels.soft.cut", h("span", { title: labelText(event.labels).slice(0, 500) || null }, labels(event.labels))),

@@ -4,7 +4,7 @@ import { h, put } from "../dom.js";
 import { call } from "../api.js";
 import { ago, full } from "../format.js";
 import { taskHref } from "../event-row.js";
-import { cell, empty, heading, labelText, pager, row, table, when } from "../parts.js";
+import { cell, empty, heading, labelText, labels, name, pager, row, table, when } from "../parts.js";
 
 /** @param {import("../app.js").Context} context */
 export async function show({ root, params, go, signal }) {
@@ -19,10 +19,10 @@ export async function show({ root, params, go, signal }) {
     return row(
       cell("c-time.mono.soft", when(one.expectedAt)),
       cell("c-product.cut", one.product),
-      cell("c-task.cut", h("a.mono.whole", { href: taskHref(one.product, one.taskId), title: one.taskId }, h("bdi", null, one.taskId))),
+      cell("c-task.cut", h("a.mono.whole", { href: taskHref(one.product, one.taskId), title: one.taskId }, name(one.taskId))),
       cell("c-status", h(`span.status.is-${isLate ? "overdue" : "pending"}`, { title: full(one.expectedBy) }, isLate ? `overdue since ${ago(one.expectedBy).replace(" ago", "")}` : `due ${ago(one.expectedBy)}`)),
-      cell("c-client.cut", one.client || "–"),
-      cell("c-labels.soft.cut", labelText(one.labels).slice(0, 200)),
+      cell("c-client.cut", h("span", { title: one.client }, name(one.client || "–"))),
+      cell("c-labels.soft.cut", h("span", { title: labelText(one.labels).slice(0, 500) || null }, labels(one.labels))),
       cell("c-asked", one.checkCount ? [`${one.checkCount} ×`, said ? h("span.soft", null, ` ${said}`) : null] : h("span.soft", null, "not yet")));
   });
   const columns = [{ name: "expected", class: "c-time" }, { name: "product", class: "c-product" }, { name: "task", class: "c-task" },

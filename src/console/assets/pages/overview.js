@@ -25,7 +25,6 @@ export async function show({ root, signal }) {
     // A command that is being selected must not lose the selection.
     if (isEmpty && wasEmpty) return;
     wasEmpty ||= isEmpty;
-    dispatchEvent(new CustomEvent("overview", { detail: now }));
     renew(root, ...(isEmpty ? first() : page(now, newest.events, wasEmpty)));
   };
   /** @type {ReturnType<typeof setTimeout>} */
@@ -68,7 +67,8 @@ function tiles({ history, eventBytes, eventCount, oldestEventAt, overdueCount, e
     h("div.tile", null, h("h2", null, name), h("p.figure", null, figure, " ", h("small", null, small)), below);
   const used = Number(now.diskTotalBytes ?? 0) - Number(now.diskFreeBytes ?? 0);
   return h("section.tiles", { "aria-label": "Figures" },
-    tile("Callbacks, last whole minute", number(callbacks.at(-2)), `${number(callbacks.at(-1))} in this one, ${number(sum(callbacks))} in all`, bars(grouped(callbacks), { label: "Callbacks", ...texts })),
+    // The minute that is not over yet may have more already.
+    tile("Callbacks a minute", number(Math.max(callbacks.at(-2) ?? 0, callbacks.at(-1) ?? 0)), `${number(sum(callbacks))} in all`, bars(grouped(callbacks), { label: "Callbacks", ...texts })),
     tile("Refused", number(sum(refusals)), sum(refusals) ? h("a", { href: "#/refused" }, "why") : "", bars(grouped(refusals), { label: "Refused", style: "bad", ...texts })),
     tile("Expected tasks", number(expectationCount), Number(overdueCount) ? h("a.status.is-failed", { href: "#/expectations?state=overdue" }, `${number(overdueCount)} overdue`) : "none overdue", null),
     tile("Log", bytes(eventBytes), `${counted("event", eventCount)}${oldestEventAt ? ` · ${span(Date.now() - Date.parse(oldestEventAt))}` : ""}`,

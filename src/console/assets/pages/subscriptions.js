@@ -3,7 +3,7 @@
 import { h, put, toast } from "../dom.js";
 import { call } from "../api.js";
 import { ago, counted, number, word } from "../format.js";
-import { button, cell, dialog, empty, heading, labelText, pager, row, table, when } from "../parts.js";
+import { button, cell, dialog, empty, heading, labels, name, pager, row, table, when } from "../parts.js";
 
 /** @typedef {Record<string, any>} Json */
 
@@ -40,7 +40,7 @@ async function open({ params, go, signal, reload }) {
     cell("c-since.soft", h("span", { title: one.openedAt }, ago(one.openedAt))),
     cell("c-act", button("End…", async () => {
       const text = "Its client is told, and may open another one with its last cursor.";
-      const asked = await dialog("End this stream?", [h("p", null, h("b", null, one.client || one.clientName || one.peer)), h("p", null, text)], [["Cancel", ""], ["End", "end"]]);
+      const asked = await dialog("End this stream?", [h("p", null, h("b.wrap", null, name(one.client || one.clientName || one.peer))), h("p", null, text)], [["Cancel", ""], ["End", "end"]]);
       if (asked !== "end") return;
       await call("EndSubscription", { subscriptionId: one.subscriptionId }).then(() => toast("Ended"), (error) => toast(error.message));
       reload();
@@ -72,18 +72,18 @@ const ABOUT = [{ name: "client", class: "c-client" }, { name: "asks for", class:
 /** @param {Json} one @param {boolean} [isCut] */
 function about(one, isCut = false) {
   return [
-    cell("c-client", h("bdi", null, one.client || "no login"), h("div.soft", null, h("bdi", null, [one.clientName, one.peer].filter(Boolean).join(" · ")))),
-    cell("c-filter.wrap", filterText(one) + (isCut ? " …" : ""), labelText(one.boundLabels) ? h("div.soft", null, `only ${labelText(one.boundLabels)}`) : null),
+    cell("c-client", name(one.client || "no login", ".wrap"), h("div.soft.wrap", null, one.clientName ? [name(one.clientName), " · "] : null, name(one.peer))),
+    cell("c-filter.wrap", filterOf(one), isCut ? " …" : null, Object.keys(one.boundLabels ?? {}).length ? h("div.soft", null, "only ", ...labels(one.boundLabels, true)) : null),
   ];
 }
 
 /** @param {Json} one */
-function filterText({ filter, taskIdCount }) {
+function filterOf({ filter, taskIdCount }) {
   const parts = [
     filter?.products?.length ? filter.products.slice(0, 8).join(", ") : "",
     taskIdCount ? counted("task", taskIdCount) : "",
     filter?.statuses?.map((/** @type {string} */ status) => word("TASK_STATUS_", status)).join(", "),
-    labelText(filter?.labels).slice(0, 200),
-  ].filter(Boolean);
-  return parts.join(" · ") || "everything";
+  ].filter(Boolean).join(" · ");
+  const asked = labels(filter?.labels, true).slice(0, 20);
+  return parts || asked.length ? [parts, parts && asked.length ? " · " : null, ...asked] : "everything";
 }

@@ -119,7 +119,7 @@ function step(event, before, repeated) {
     event.overdue.gaveUp ? "; the broker asks no more" : "");
   return h(`li.is-${word("TASK_STATUS_", event.status)}${event.terminal ? ".terminal" : ""}`, null,
     h("time.mono.soft", { datetime: event.receivedAt, title: full(event.receivedAt) }, moment(event.receivedAt)),
-    h("div", null, h("p", null, statusOf(event), ...marks(event), h("span.soft", null, ` ${notes}`)),
+    h("div", null, h("p", null, statusOf(event), ...marks(event), h("span.soft", null, ` · ${notes}`)),
       event.error?.message && event.error.message !== event.error.code ? h("p.wrap", null, name(event.error.message.slice(0, 2000))) : null,
       repeated && h("p.soft", null, `repeated ${repeated.count}×, last ${moment(repeated.lastReceivedAt)}`),
       overdue));
