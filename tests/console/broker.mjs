@@ -33,7 +33,7 @@ export class Broker {
     if (process.env.ASSETS && !this.front) this.front = await serve(process.env.ASSETS, this.behind = await freePort(), this.ports.admin);
     const admin = this.behind ?? this.ports.admin;
     writeFileSync(`${this.directory}/blobcast.toml`, options);
-    this.process = spawn(this.program, ["serve", "--config", `${this.directory}/blobcast.toml`, "--data-dir", `${this.directory}/data`,
+    this.process = spawn(this.program, ["serve", "--config", `${this.directory}/blobcast.toml`, "--data-dir", `${this.directory}/${this.data ?? "data"}`,
       "--ingest-listen", `127.0.0.1:${ingest}`, "--grpc-listen", `127.0.0.1:${grpc}`, "--admin-listen", `127.0.0.1:${admin}`], { stdio: "ignore" });
     await until("the broker", async () => (await fetch(`http://127.0.0.1:${admin}/readyz`).catch(() => null))?.ok);
   }

@@ -3,6 +3,7 @@
 // is wider than its window, and markup made of data.
 
 import assert from "node:assert/strict";
+import { away } from "./away.mjs";
 import { pages } from "./pages.mjs";
 import { proxy } from "./proxy.mjs";
 import { reading } from "./reading.mjs";
@@ -11,7 +12,7 @@ import { tail } from "./tail.mjs";
 
 const [program, directory, pictures] = process.argv.slice(2);
 const failures = [];
-for (const group of [pages, reading, sessions, tail, proxy]) {
+for (const group of [pages, reading, sessions, away, tail, proxy]) {
   const { browser, tests, end } = await group({ program, directory: `${directory}/${group.name}`, pictures });
   for (const [name, test] of Object.entries(tests)) {
     if (!name.includes(process.env.ONLY ?? "")) continue;

@@ -1,38 +1,30 @@
 // The frame around the pages: which page the URL names, who is logged in, and how the broker is.
 
 import { h, likeness, put, toast } from "./dom.js";
-import { ask, call, readSession, session } from "./api.js";
-import { number } from "./format.js";
+import { ask, call, contact, inTime, noAnswer, readSession, session } from "./api.js";
+import { number, span } from "./format.js";
 import { loading, trouble } from "./parts.js";
 import { taskHref } from "./event-row.js";
 import { login } from "./login.js";
 
-/**
- * @typedef {object} Context
- * @property {HTMLElement} root where the page is
- * @property {string[]} path behind the page's name
- * @property {URLSearchParams} params
- * @property {(params: URLSearchParams, path?: string[]) => void} go to the same page, with other parameters
- * @property {() => void} reload
- * @property {AbortSignal} signal aborted when the page is left
- */
-/** @typedef {{title: string, group: string, admin?: boolean, hidden?: boolean, load: () => Promise<{show: (context: Context) => unknown}>}} Page */
+/** @typedef {{title: string, group: string, admin?: boolean, hidden?: boolean}} Page */
 
 /** @type {Record<string, Page>} */
 const PAGES = {
-  overview: { title: "Overview", group: "Callbacks", admin: true, load: () => import("./pages/overview.js") },
-  live: { title: "Live", group: "Callbacks", load: () => import("./pages/live.js") },
-  events: { title: "Events", group: "Callbacks", load: () => import("./pages/events.js") },
-  task: { title: "Task", group: "", hidden: true, load: () => import("./pages/task.js") },
-  refused: { title: "Refused", group: "Callbacks", admin: true, load: () => import("./pages/refused.js") },
-  quarantine: { title: "Quarantine", group: "Callbacks", admin: true, load: () => import("./pages/quarantine.js") },
-  subscriptions: { title: "Subscriptions", group: "Clients", admin: true, load: () => import("./pages/subscriptions.js") },
-  expectations: { title: "Expectations", group: "Clients", admin: true, load: () => import("./pages/expectations.js") },
-  urls: { title: "Callback URLs", group: "Clients", admin: true, load: () => import("./pages/urls.js") },
-  cluster: { title: "Cluster", group: "Broker", load: () => import("./pages/cluster.js") },
-  configuration: { title: "Configuration", group: "Broker", admin: true, load: () => import("./pages/configuration.js") },
+  overview: { title: "Overview", group: "Callbacks", admin: true },
+  live: { title: "Live", group: "Callbacks" },
+  events: { title: "Events", group: "Callbacks" },
+  task: { title: "Task", group: "", hidden: true },
+  refused: { title: "Refused", group: "Callbacks", admin: true },
+  quarantine: { title: "Quarantine", group: "Callbacks", admin: true },
+  subscriptions: { title: "Subscriptions", group: "Clients", admin: true },
+  expectations: { title: "Expectations", group: "Clients", admin: true },
+  urls: { title: "Callback URLs", group: "Clients", admin: true },
+  cluster: { title: "Cluster", group: "Broker" },
+  configuration: { title: "Configuration", group: "Broker", admin: true },
 };
-const STATE_INTERVAL = 10_000;
+const STATE_INTERVAL = 10_000, AFTER_FAILURE = 2_000;
+const WAITED_MAX = 5_000;
 
 const main = /** @type {HTMLElement} */ (document.getElementById("main"));
 const rail = /** @type {HTMLElement} */ (document.getElementById("rail"));
@@ -44,6 +36,10 @@ let leave = new AbortController();
 const state = h("a.state", { href: "#/" }, h("span.dot"), h("span", null, "…"));
 const inQuarantine = h("span.count", { hidden: true });
 let isCluster = false;
+/** The page is not the one of the address. */
+let hasFailed = false;
+/** Whose page is shown. */
+let shownTo = "";
 
 const visible = () => Object.entries(PAGES).filter(([name, page]) =>
   !page.hidden && (!page.admin || session.admin) && (name !== "cluster" || isCluster));
@@ -60,10 +56,21 @@ function decoded(part) {
   try { return decodeURIComponent(part); } catch { return part; }
 }
 
+const isIn = () => Boolean(session.open || session.client);
+/** @param {string} name @returns {Page | undefined} */
+const pageOf = (name) => Object.hasOwn(PAGES, name) ? PAGES[name] : undefined;
+
+/** @param {string} name @returns {Promise<{show: (context: Context) => unknown}>} */
+function load(name) {
+  return inTime(import(`./pages/${name}.js`)).catch((error) => { throw error instanceof TypeError ? noAnswer() : error; });
+}
+
 async function show() {
-  if (!session.open && !session.client) return signIn();
+  if (!isIn()) return signIn(main);
   const { name, path, params } = place();
-  const page = PAGES[name];
+  const page = pageOf(name);
+  hasFailed = false;
+  shownTo = session.client;
   leave.abort();
   leave = new AbortController();
   const { signal } = leave;
@@ -77,15 +84,18 @@ async function show() {
     return;
   }
   put(root, h("div.heading", null, h("h1", null, page.title)), loading());
-  /** @type {Context["go"]} */
+  /** @type {Go} */
   const go = (next, parts = path) => {
     const query = next.toString();
     location.hash = `/${[name, ...parts.map(encodeURIComponent)].join("/")}${query ? `?${query}` : ""}`;
   };
   try {
-    await (await page.load()).show({ root, path, params, go, signal, reload: show });
+    const loaded = await load(name);
+    if (!signal.aborted) await loaded.show({ root, path, params, go, signal, reload: show });
   } catch (error) {
-    if (!signal.aborted) put(root, h("h1", null, page.title), trouble(error, show));
+    if (signal.aborted) return;
+    hasFailed = true;
+    put(root, h("h1", null, page.title), trouble(error, show));
   }
 }
 
@@ -99,25 +109,44 @@ function drawRail(current) {
   rail.querySelector("[aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
 }
 
+let askedAt = 0, isAsking = false;
+
 /** What the top bar says: whether callbacks are taken and events can be read, and of which node. */
 async function refreshState() {
-  if (!session.open && !session.client) return;
+  if (!isIn() || isAsking || document.hidden) return;
+  isAsking = true;
+  askedAt = Date.now();
   try {
-    const now = session.admin ? await call("GetOverview") : await call("GetLogInfo");
-    const { cluster } = now;
-    const problem = session.admin ? !now.ready && (now.problem || "not ready") : cluster && !cluster.ready && "not ready";
-    const nodes = cluster?.nodes?.length ? ` of ${cluster.nodes.length}` : "";
-    const at = cluster ? ` · node ${cluster.node}${nodes}` : "";
-    drawState(problem ? "bad" : "good", (problem || "ready") + at);
-    inQuarantine.hidden = !Number(now.quarantineCount);
-    put(inQuarantine, number(now.quarantineCount));
-    if (isCluster !== Boolean(cluster)) {
-      isCluster = Boolean(cluster);
-      drawRail(place().name);
-    }
+    await call(session.admin ? "GetOverview" : "GetLogInfo");
   } catch (error) {
-    drawState("bad", /** @type {any} */ (error).status === 0 ? "no answer" : /** @type {any} */ (error).reason || "not ready");
+    if (/** @type {any} */ (error).status) drawState("bad", /** @type {any} */ (error).reason || "not ready");
+  } finally {
+    isAsking = false;
   }
+}
+
+addEventListener("state", (event) => {
+  const now = /** @type {CustomEvent} */ (event).detail, { cluster } = now;
+  askedAt = Date.now();
+  const problem = session.admin ? !now.ready && (now.problem || "not ready") : cluster && !cluster.ready && "not ready";
+  const nodes = cluster?.nodes?.length ? ` of ${cluster.nodes.length}` : "";
+  const at = cluster ? ` · node ${cluster.node}${nodes}` : "";
+  drawState(problem ? "bad" : "good", (problem || "ready") + at);
+  inQuarantine.hidden = !Number(now.quarantineCount);
+  put(inQuarantine, number(now.quarantineCount));
+  if (isCluster !== Boolean(cluster)) {
+    isCluster = Boolean(cluster);
+    drawRail(place().name);
+  }
+});
+const drawSilence = () => drawState("bad", `no answer for ${span(Date.now() - contact.since)}`);
+addEventListener("no-answer", drawSilence);
+document.addEventListener("visibilitychange", refreshState);
+
+function watchBroker() {
+  if (document.hidden || !isIn()) return;
+  if (contact.since && Date.now() - contact.since > WAITED_MAX) drawSilence();
+  if (Date.now() - askedAt > (contact.since ? AFTER_FAILURE : STATE_INTERVAL)) refreshState();
 }
 
 /** @param {"good" | "bad"} style @param {string} text */
@@ -128,29 +157,48 @@ function drawState(style, text) {
 }
 
 function drawWho() {
-  find.hidden = !session.open && !session.client;
-  put(who, state, session.client ? h("span.client", null, h("bdi", null, session.client)) : null,
+  find.hidden = !isIn();
+  put(who, isIn() ? state : null, session.client ? h("span.client", null, h("bdi", null, session.client)) : null,
     session.client ? h("button.button", { type: "button", onclick: signOut }, "Log out") : null);
 }
 
 async function signOut() {
   await ask("session", { method: "DELETE" }).catch(() => {});
+  history.replaceState(null, "", "#/");
   location.reload();
 }
 
-async function signIn() {
-  leave.abort();
-  leave = new AbortController();
+/** @param {HTMLElement} where */
+async function signIn(where, why = "") {
+  if (where === main) leave.abort();
   put(rail);
   document.title = "Log in · blobcast";
-  await login(main, async () => {
+  await login(where, async () => {
     await readSession();
-    drawWho();
     toast("Logged in");
-    refreshState();
-    show();
-  });
+    goOn();
+    if (where !== main) /** @type {HTMLDialogElement} */ (where).close();
+  }, why);
 }
+
+/** After a login: with the page that was there, if it is the same client's. */
+function goOn() {
+  const page = pageOf(place().name);
+  if (!page || (page.admin && !session.admin)) history.replaceState(null, "", "#/");
+  drawWho();
+  refreshState();
+  main.hidden = false;
+  if (main.querySelector("[data-page]") && !hasFailed && shownTo === session.client) {
+    drawRail(place().name);
+    document.title = titleBefore;
+    dispatchEvent(new CustomEvent("signed-in"));
+  } else {
+    show().then(() => main.focus({ preventScroll: true }));
+  }
+}
+
+let titleBefore = "";
+const ENDED = "Your session has ended: 30 minutes without a request, 12 hours, a start of the broker, or a change of the client's line. Log in to go on.";
 
 find.addEventListener("submit", (event) => {
   event.preventDefault();
@@ -163,6 +211,8 @@ find.addEventListener("submit", (event) => {
   main.focus();
 });
 addEventListener("hashchange", () => {
+  if (main.hidden) return hasFailed = true;
+  if (dropCode()) return;
   const before = document.activeElement;
   const [isMenu, like] = [before && rail.contains(before), before && main.contains(before) ? likeness(before) : null];
   show().then(() => {
@@ -172,11 +222,18 @@ addEventListener("hashchange", () => {
     /** @type {HTMLElement} */ (same || main).focus({ preventScroll: true });
   });
 });
+// The page stays below the login, with what was typed; nobody sees it until then.
 addEventListener("signed-out", async () => {
-  if (session.open || !session.client) return;
+  titleBefore = document.title;
   await readSession().catch(() => {});
+  if (isIn()) return goOn();
   drawWho();
-  show();
+  main.hidden = true;
+  const box = h("dialog", { "aria-label": "Log in", oncancel: (/** @type {Event} */ event) => event.preventDefault() });
+  box.addEventListener("close", () => isIn() ? box.remove() : box.showModal());
+  document.body.append(box);
+  box.showModal();
+  signIn(box, ENDED);
 });
 document.addEventListener("keydown", (event) => {
   const target = /** @type {HTMLElement} */ (event.target);
@@ -186,7 +243,16 @@ document.addEventListener("keydown", (event) => {
   }
 });
 
+/** The code of a link that was not needed must not stay in the address. */
+function dropCode() {
+  if (!location.hash.startsWith("#code=") || !isIn()) return false;
+  history.replaceState(null, "", "#/");
+  show();
+  return true;
+}
+
 async function start() {
+  put(main, loading());
   try {
     await readSession();
   } catch (error) {
@@ -194,11 +260,9 @@ async function start() {
     return;
   }
   drawWho();
-  // The code of a link that was not needed.
-  if (location.hash.startsWith("#code=") && (session.open || session.client)) history.replaceState(null, "", "#/");
-  await show();
+  if (!dropCode()) await show();
   refreshState();
-  setInterval(() => { if (!document.hidden) refreshState(); }, STATE_INTERVAL);
+  setInterval(watchBroker, 1_000);
 }
 
 start();

@@ -1,14 +1,12 @@
 // Builds elements. Text goes in as text nodes only, so nothing that a callback says can become markup.
 
-/** @typedef {Node | string | number | null | undefined | false} Child */
-
 const SVG = "http://www.w3.org/2000/svg";
 
 /**
  * An element: `h("td.mono.soft", {title: "…"}, "text", child)`. A function under `on…` listens; `true` sets an empty attribute;
  * null, undefined and false set none.
  * @param {string} name tag and classes
- * @param {Record<string, any> | null} [attributes]
+ * @param {Json | null} [attributes]
  * @param {...(Child | Child[])} children
  * @returns {any}
  */
@@ -22,7 +20,7 @@ export function h(name, attributes, ...children) {
 /**
  * The same in SVG.
  * @param {string} name
- * @param {Record<string, any> | null} [attributes]
+ * @param {Json | null} [attributes]
  * @param {...(Child | Child[])} children
  * @returns {any}
  */
@@ -33,7 +31,7 @@ export function svg(name, attributes, ...children) {
   return fill(element, attributes, children);
 }
 
-/** @param {Element} element @param {Record<string, any> | null | undefined} attributes @param {(Child | Child[])[]} children */
+/** @param {Element} element @param {Json | null | undefined} attributes @param {(Child | Child[])[]} children */
 function fill(element, attributes, children) {
   for (const [key, value] of Object.entries(attributes ?? {})) {
     if (value === null || value === undefined || value === false) continue;

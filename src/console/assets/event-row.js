@@ -4,9 +4,7 @@ import { h } from "./dom.js";
 import { cell, labelText, labels, name, row } from "./parts.js";
 import { clock, full, moment, took, word } from "./format.js";
 
-/** @typedef {Record<string, any>} Json */
-
-/** @type {import("./parts.js").Column[]} */
+/** @type {Column[]} */
 export const COLUMNS = [
   { name: "time", class: "c-time" }, { name: "product", class: "c-product" }, { name: "task", class: "c-task" },
   { name: "status", class: "c-status" }, { name: "labels", class: "c-labels" }, { name: "took", class: "c-took.right" },

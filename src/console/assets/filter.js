@@ -20,8 +20,8 @@ export function filterOf(params) {
 /**
  * A bar to see and change the filter.
  * @param {URLSearchParams} params
- * @param {(params: URLSearchParams) => void} go
- * @param {...import("./dom.js").Child} rest what else stands in the bar
+ * @param {Go} go
+ * @param {...Child} rest what else stands in the bar
  */
 export function filterBar(params, go, ...rest) {
   const changed = (/** @type {(next: URLSearchParams) => void} */ change) => {
@@ -88,3 +88,28 @@ function adder(changed) {
  * @param {URLSearchParams} params
  */
 export const isFiltered = (params) => [...filterOf(params)].length > 0;
+
+/**
+ * Goes to the first page of a list with another value of one parameter.
+ * @param {URLSearchParams} params @param {Go} go @param {string} key @param {string} value
+ */
+export function choose(params, go, key, value) {
+  const next = new URLSearchParams(params);
+  for (const one of ["page_token", "from"]) next.delete(one);
+  if (value) next.set(key, value);
+  else next.delete(key);
+  go(next);
+}
+
+/**
+ * A bar with one field.
+ * @param {URLSearchParams} params @param {Go} go @param {string} key @param {HTMLElement} before
+ */
+export function fieldBar(params, go, key, before) {
+  const field = h("input", { "aria-label": key, placeholder: key, value: params.get(key), maxlength: "128", autocomplete: "off" });
+  const submit = (/** @type {Event} */ event) => {
+    event.preventDefault();
+    choose(params, go, key, field.value.trim());
+  };
+  return h("form.filter", { onsubmit: submit }, before, field, h("button.button", null, "Filter"));
+}

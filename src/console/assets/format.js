@@ -101,7 +101,7 @@ export function ago(time) {
 
 /**
  * From the task's creation at the vendor to its end, by the vendor's clock.
- * @param {Record<string, any>} event
+ * @param {Json} event
  */
 export function took(event) {
   const [from, to] = [date(event.createdAt), date(event.completedAt)];

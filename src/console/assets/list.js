@@ -2,10 +2,9 @@
 
 import { h } from "./dom.js";
 import { call } from "./api.js";
+import { choose } from "./filter.js";
 import { number } from "./format.js";
 import { pager } from "./parts.js";
-
-/** @typedef {Record<string, any>} Json */
 
 const ROWS = 50;
 /** A broker keeps no more of such lists than these pages hold. */
@@ -33,7 +32,7 @@ export async function everything(rpc, field, signal) {
  * The rows of the sheet that the URL names, and what leads to the next.
  * @param {Json[]} all
  * @param {URLSearchParams} params
- * @param {(params: URLSearchParams) => void} go
+ * @param {Go} go
  */
 export function sheet(all, params, go) {
   const from = Math.max(0, Number.parseInt(params.get("from") ?? "0", 10) || 0);
@@ -46,20 +45,13 @@ export function sheet(all, params, go) {
  * @param {Json[]} all
  * @param {string} field
  * @param {URLSearchParams} params
- * @param {(params: URLSearchParams) => void} go
+ * @param {Go} go
  */
 export function facets(all, field, params, go) {
   /** @type {Map<string, number>} */
   const counts = new Map();
   for (const one of all) counts.set(one[field], (counts.get(one[field]) ?? 0) + 1);
   const chosen = params.get(field);
-  const choose = (/** @type {string} */ value) => () => {
-    const next = new URLSearchParams(params);
-    next.delete("from");
-    if (value === chosen) next.delete(field);
-    else next.set(field, value);
-    go(next);
-  };
   return h("div.facets", { role: "group", "aria-label": field }, [...counts].sort(([, one], [, other]) => other - one).map(([value, count]) =>
-    h("button.toggle", { type: "button", "aria-pressed": String(value === chosen), onclick: choose(value) }, `${value.replaceAll("_", " ")} ${number(count)}`)));
+    h("button.toggle", { type: "button", "aria-pressed": String(value === chosen), onclick: () => choose(params, go, field, value === chosen ? "" : value) }, `${value.replaceAll("_", " ")} ${number(count)}`)));
 }

@@ -4,8 +4,8 @@ import { h, put } from "./dom.js";
 import { ask, session } from "./api.js";
 import { trouble } from "./parts.js";
 
-/** @param {HTMLElement} root @param {() => Promise<void>} done */
-export async function login(root, done) {
+/** @param {HTMLElement} root @param {() => Promise<void>} done @param {string} [why] */
+export async function login(root, done, why) {
   const code = new URLSearchParams(location.hash.slice(1)).get("code");
   const place = h("div");
   const token = h("input", { type: "password", id: "token", name: "token", autocomplete: "current-password", required: true, spellcheck: "false" });
@@ -26,6 +26,7 @@ export async function login(root, done) {
 
   put(root, h("div.page.login", null,
     h("h1", null, "Log in"),
+    why ? h("p.note", { role: "status" }, why) : null,
     h("form.stack", { onsubmit: submit },
       h("label", { for: "token" }, "Token of a client"),
       token,

@@ -7,7 +7,7 @@ import { button, copyButton, name } from "./parts.js";
 let violations = 0;
 document.addEventListener("securitypolicyviolation", () => violations++);
 
-/** @param {Record<string, any>} output @returns {HTMLElement} */
+/** @param {Json} output @returns {HTMLElement} */
 export function output({ kind, url }) {
   const address = webUrl(url);
   const place = h("div.output");

@@ -4,9 +4,6 @@ import { h, put, toast } from "./dom.js";
 import { SHOWN_MAX, UNSEEN, ZONE, bytes, codePoint, full, indented, moment, seen } from "./format.js";
 import { Problem } from "./api.js";
 
-/** @typedef {import("./dom.js").Child} Child */
-/** @typedef {{name: string, class?: string, quiet?: boolean}} Column */
-
 /**
  * The head of a page.
  * @param {string} title
@@ -55,7 +52,7 @@ export function trouble(error, again) {
       : again ? button("Try again", again) : null);
 }
 
-/** @param {Child} text @param {(event: Event) => unknown} act @param {Record<string, any>} [attributes] */
+/** @param {Child} text @param {(event: Event) => unknown} act @param {Json} [attributes] */
 export function button(text, act, attributes) {
   return h("button.button", { type: "button", onclick: single(act), ...attributes }, text);
 }
@@ -225,7 +222,7 @@ export async function confirmTyped(title, text, expected, action) {
  * Older pages of a list: the token of the next page is in the URL, so that the browser's Back leads to the newer one.
  * @param {URLSearchParams} params
  * @param {string} token
- * @param {(params: URLSearchParams) => void} go
+ * @param {Go} go
  * @param {string} [name]
  */
 export function pager(params, token, go, name = "page_token") {

@@ -6,7 +6,7 @@ import { bytes, number } from "../format.js";
 import { cell, empty, facts, heading, panel, row, table } from "../parts.js";
 import { meter } from "../chart.js";
 
-/** @param {import("../app.js").Context} context */
+/** @param {Context} context */
 export async function show({ root, signal }) {
   const { cluster, head } = await call("GetLogInfo", {}, signal);
   if (!cluster) return put(root, heading("Cluster"), panel(null, empty("This broker is alone.", "Several brokers with one log are a cluster: see docs/cluster.md.")));

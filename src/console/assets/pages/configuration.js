@@ -4,9 +4,7 @@ import { h, put } from "../dom.js";
 import { call } from "../api.js";
 import { cell, empty, heading, row, table } from "../parts.js";
 
-/** @typedef {Record<string, any>} Json */
-
-/** @param {import("../app.js").Context} context */
+/** @param {Context} context */
 export async function show({ root, params, signal }) {
   /** @type {Json[]} */
   const settings = (await call("GetConfiguration", {}, signal)).settings;

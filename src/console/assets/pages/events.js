@@ -4,24 +4,18 @@ import { h, put, toast } from "../dom.js";
 import { ask, json } from "../api.js";
 import { ZONE, bytes } from "../format.js";
 import { COLUMNS, eventRow, taskHref } from "../event-row.js";
-import { filterBar, filterOf, isFiltered } from "../filter.js";
+import { choose, filterBar, filterOf, isFiltered } from "../filter.js";
 import { button, empty, heading, loading, pager, table, trouble } from "../parts.js";
 
 const PAGE_SIZE = "50";
 /** A browser keeps a file in memory until it is whole. */
 const EXPORT_MAX = 64 * 1024 * 1024;
 
-/** @param {import("../app.js").Context} context */
+/** @param {Context} context */
 export async function show({ root, params, go, signal, reload }) {
   const place = h("div.list", null, loading(12));
   const order = params.get("order") === "oldest_first" ? "oldest_first" : "newest_first";
-  const changed = (/** @type {string} */ name, /** @type {string} */ value) => {
-    const next = new URLSearchParams(params);
-    next.delete("page_token");
-    if (value) next.set(name, value);
-    else next.delete(name);
-    go(next);
-  };
+  const changed = (/** @type {string} */ key, /** @type {string} */ value) => choose(params, go, key, value);
   const save = button("Export", () => exported(query(params, order), save));
   put(root, heading("Events", h("span.grow"), save), h("section.panel", null,
     filterBar(params, go, button("Last hour", () => changed("since", instant(Date.now() - 3_600_000))), h("span.inline", null, `times in ${ZONE}`),

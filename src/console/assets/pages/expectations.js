@@ -4,9 +4,10 @@ import { h, put } from "../dom.js";
 import { call } from "../api.js";
 import { ago, full } from "../format.js";
 import { taskHref } from "../event-row.js";
+import { choose, fieldBar } from "../filter.js";
 import { cell, empty, heading, labelText, labels, name, pager, row, table, when } from "../parts.js";
 
-/** @param {import("../app.js").Context} context */
+/** @param {Context} context */
 export async function show({ root, params, go, signal }) {
   const isOverdue = params.get("state") === "overdue", product = params.get("product") ?? "";
   const answer = await call("ListExpectations", {
@@ -27,27 +28,13 @@ export async function show({ root, params, go, signal }) {
   });
   const columns = [{ name: "expected", class: "c-time" }, { name: "product", class: "c-product" }, { name: "task", class: "c-task" },
     { name: "state", class: "c-status" }, { name: "client", class: "c-client" }, { name: "labels", class: "c-labels" }, { name: "vendor asked", class: "c-asked" }];
-  const choose = (/** @type {string} */ state) => () => {
-    const next = new URLSearchParams(params);
-    next.delete("page_token");
-    if (state) next.set("state", state);
-    else next.delete("state");
-    go(next);
-  };
-  const field = h("input", { name: "product", "aria-label": "Product", placeholder: "product", value: product, autocomplete: "off" });
-  const filter = h("form.filter", { onsubmit: (/** @type {Event} */ event) => {
-    event.preventDefault();
-    const next = new URLSearchParams(params);
-    next.delete("page_token");
-    if (field.value.trim()) next.set("product", field.value.trim());
-    else next.delete("product");
-    go(next);
-  } },
-  h("div.toggles", { role: "group", "aria-label": "State" },
-    h("button.toggle", { type: "button", "aria-pressed": String(!isOverdue), onclick: choose("") }, "all"),
-    h("button.toggle", { type: "button", "aria-pressed": String(isOverdue), onclick: choose("overdue") }, "overdue")), field, h("button.button", null, "Filter"));
+  const toggle = (/** @type {string} */ text, /** @type {string} */ state) =>
+    h("button.toggle", { type: "button", "aria-pressed": String(isOverdue === Boolean(state)), onclick: () => choose(params, go, "state", state) }, text);
+  const filter = fieldBar(params, go, "product", h("div.toggles", { role: "group", "aria-label": "State" }, toggle("all", ""), toggle("overdue", "overdue")));
+  const isOff = !rows.length && (await call("GetConfiguration", {}, signal)).settings.some((/** @type {any} */ one) => one.key === "reconcile.enabled" && one.value === "false");
   put(root, heading("Expectations", h("span.soft", null, "tasks whose end is still to come, the oldest first")),
     h("section.panel", null, filter, rows.length ? [table("Expectations", columns, rows), pager(params, answer.nextPageToken, go)]
+      : isOff ? empty("This broker asks no vendor, so it expects no task.", "Set reconcile.enabled and add a vendor key: then services say with ExpectTasks what they have submitted.")
       : isOverdue ? empty("Nothing is overdue.", "Every task that was expected has ended, or still has time.")
       : empty("No task is expected.", "A service says which tasks it has submitted with ExpectTasks, or waits for one with WaitTask and its product: then the broker asks the vendor if the callback does not come.")));
 }

@@ -2,7 +2,7 @@
 // read is counted, not drawn.
 
 import { h, put } from "../dom.js";
-import { call } from "../api.js";
+import { Problem, call } from "../api.js";
 import { counted, number } from "../format.js";
 import { COLUMNS, eventRow } from "../event-row.js";
 import { filterBar, filterOf, isFiltered } from "../filter.js";
@@ -17,13 +17,16 @@ const BEHIND_INTERVAL = 2_000;
 /** Scrolled down further than this, somebody reads: rows must not move. */
 const READING_FROM = 160;
 
-/** @param {import("../app.js").Context} context */
+/** @type {Record<string, string>} */
+const STATES = { silent: "nothing comes", waiting: "waiting: four other tabs follow the log", hidden: "connecting" };
+
+/** @param {Context} context */
 export function show({ root, params, go, signal }) {
   /** @type {string[]} the JSON of events that are not drawn yet, the oldest first */
   let waiting = [];
   let state = "connecting", isPaused = false, seen = 0, leftOut = 0, rate = 0, inSecond = 0, behind = 0;
-  /** @type {unknown} */
-  let problem = null;
+  /** @type {Problem | undefined} */
+  let problem;
 
   const status = h("span.live-state", { role: "status" });
   const toggle = button("Pause", () => isPaused ? resume() : pause());
@@ -36,10 +39,21 @@ export function show({ root, params, go, signal }) {
   const list = table("Events as they come", COLUMNS, []);
   const body = /** @type {HTMLElement} */ (list.querySelector("tbody"));
   put(root, heading("Live"), h("section.panel.live", null,
-    filterBar(params, go, status, toggle), place, note, list), more);
+    filterBar(params, (next) => go(withCursor(next)), status, toggle), place, note, list), more);
 
-  const filter = filterOf(params);
-  const tail = new Tail(filter, {
+  /** So a reload goes on there, too. @param {URLSearchParams} next */
+  function withCursor(next, is = isPaused) {
+    next = new URLSearchParams(next);
+    next.delete("after");
+    if (is && tail.cursor) next.set("after", tail.cursor);
+    return next;
+  }
+  function keep(is = isPaused) {
+    const query = withCursor(params, is);
+    history.replaceState(null, "", `#/live${query.size ? `?${query}` : ""}`);
+  }
+
+  const tail = new Tail(filterOf(params), {
     event(text) {
       inSecond++;
       seen++;
@@ -50,12 +64,35 @@ export function show({ root, params, go, signal }) {
     },
     state(next, why) {
       if (isPaused) return;
+      if (state === "ended") {
+        keep(false);
+        put(place);
+      }
       state = next;
       problem = why;
+      if (problem) {
+        keep(true);
+        // The login stands above the page.
+        put(place, problem.status === 401 ? null : lost(problem));
+      }
       tell();
     },
     gap(gap) { put(place, h("div.trouble", null, `Retention has forgotten events before they could be shown (${gap.reason}).`)); },
   }, params.get("after") ?? "");
+
+  /** Why the stream has ended, and how to go on. @param {Problem} why */
+  function lost(why) {
+    const isOther = why.reason === "EPOCH_MISMATCH";
+    if (!isOther && !why.reason.includes("CURSOR")) return trouble(why, () => tail.open());
+    return [trouble(why), h("div.trouble", null, h("p", null, isOther
+      ? "This is another log than before: restored, or created anew."
+      : "The log does not have the place where this page was. Events that came since may be missing here."),
+    button(isOther ? "Follow the new log from its beginning" : "Follow from the oldest event", () => {
+      tail.cursor = "";
+      tail.position = "earliest";
+      tail.open();
+    }))];
+  }
 
   const isReading = () => scrollY > READING_FROM;
 
@@ -77,15 +114,13 @@ export function show({ root, params, go, signal }) {
   }
 
   function tell() {
-    if (problem) {
-      put(place, trouble(problem, () => { problem = null; put(place); tail.cursor = ""; tail.open(); }));
-    }
     const quiet = isFiltered(params) ? "live, nothing matched yet" : "live, nothing came yet";
     const text = isPaused ? (behind === undefined ? "paused" : `paused · ${number(behind)} behind`)
-      : state === "live" ? (rate > 0 ? `live · ${number(rate)}/s` : seen ? "live" : quiet) : state;
+      : state === "live" ? (rate > 0 ? `live · ${number(rate)}/s` : seen ? "live" : quiet) : STATES[state] ?? state;
     if (status.textContent !== text) put(status, text);
     status.className = `live-state ${isPaused ? "is-paused" : state === "live" ? "is-live" : ""}`;
-    const left = leftOut ? `${counted("event", leftOut)} of ${number(seen)} not drawn: they came faster than anybody reads. All are in Events.` : "";
+    const left = state === "silent" && !isPaused ? "Asked 10 s ago, and no message came: does a proxy hold streams back?"
+      : leftOut ? `${counted("event", leftOut)} of ${number(seen)} not drawn: they came faster than anybody reads. All are in Events.` : "";
     if (note.textContent !== left) put(note, left);
     const isEmpty = !body.childElementCount;
     list.hidden = isEmpty;
@@ -101,6 +136,7 @@ export function show({ root, params, go, signal }) {
     behind = 0;
     rate = 0;
     tail.close();
+    keep();
     put(toggle, "Resume");
     tell();
     countBehind();
@@ -110,6 +146,7 @@ export function show({ root, params, go, signal }) {
     isPaused = false;
     state = "connecting";
     put(toggle, "Pause");
+    keep();
     tail.open();
   }
 

@@ -7,15 +7,13 @@ import { bars, meter } from "../chart.js";
 import { COLUMNS, eventRow } from "../event-row.js";
 import { cell, copyButton, empty, facts, heading, name as nameOf, panel, row, table } from "../parts.js";
 
-/** @typedef {Record<string, any>} Json */
-
 const INTERVAL = 5_000;
 const FIRST_INTERVAL = 1_500;
 /** 96 bars of 15 minutes are a day. */
 const MINUTES = 15;
 const SOON = 14 * 86_400_000;
 
-/** @param {import("../app.js").Context} context */
+/** @param {Context} context */
 export async function show({ root, signal }) {
   let wasEmpty = false;
   const draw = async () => {

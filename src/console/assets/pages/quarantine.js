@@ -7,15 +7,13 @@ import { statusOf, taskHref } from "../event-row.js";
 import { bodyView, button, cell, confirmTyped, empty, facts, heading, hidden, labels, name as nameOf, panel, row, single, table, trouble, when } from "../parts.js";
 import { everything, facets, sheet } from "../list.js";
 
-/** @typedef {Record<string, any>} Json */
-
-/** @param {import("../app.js").Context} context */
+/** @param {Context} context */
 export async function show(context) {
   if (context.path[0]) await one(context, context.path[0]);
   else await list(context);
 }
 
-/** @param {import("../app.js").Context} context */
+/** @param {Context} context */
 async function list({ root, params, go, signal, reload }) {
   const all = (await everything("ListQuarantine", "callbacks", signal)).reverse();
   const reason = params.get("reason");
@@ -97,7 +95,7 @@ async function find(id, signal) {
   return null;
 }
 
-/** @param {import("../app.js").Context} context @param {string} id */
+/** @param {Context} context @param {string} id */
 async function one({ root, signal }, id) {
   const found = await find(id, signal);
   const back = h("a", { href: "#/quarantine" }, "All of the quarantine");

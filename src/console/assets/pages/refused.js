@@ -2,10 +2,11 @@
 
 import { h, put } from "../dom.js";
 import { clock } from "../format.js";
+import { choose } from "../filter.js";
 import { everything, facets, sheet } from "../list.js";
 import { button, cell, empty, heading, name, row, table, when } from "../parts.js";
 
-/** @param {import("../app.js").Context} context */
+/** @param {Context} context */
 export async function show({ root, params, go, signal, reload }) {
   const all = await everything("ListRefusals", "refusals", signal);
   const [cause, wanted] = [params.get("cause"), (params.get("find") ?? "").toLowerCase()];
@@ -24,11 +25,7 @@ export async function show({ root, params, go, signal, reload }) {
   const field = h("input", { type: "search", "aria-label": "Find in path, address, credential or request", placeholder: "path, address, request id", value: params.get("find"), autocomplete: "off", spellcheck: "false" });
   const search = (/** @type {Event} */ event) => {
     event.preventDefault();
-    const next = new URLSearchParams(params);
-    next.delete("from");
-    if (field.value.trim()) next.set("find", field.value.trim());
-    else next.delete("find");
-    go(next);
+    choose(params, go, "find", field.value.trim());
   };
   const filter = h("form.filter", { onsubmit: search }, field, h("button.button", null, "Find"), facets(all, "cause", params, go));
   put(root, heading("Refused", h("span.soft", null, `the last 1,000 since this broker started, as of ${clock(new Date().toISOString()).slice(0, 8)}`), h("span.grow"), button("Refresh", reload)),

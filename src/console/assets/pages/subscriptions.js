@@ -3,31 +3,22 @@
 import { h, put, toast } from "../dom.js";
 import { call } from "../api.js";
 import { ago, counted, number, word } from "../format.js";
+import { fieldBar } from "../filter.js";
 import { button, cell, dialog, empty, heading, labels, name, pager, row, table, when } from "../parts.js";
 
-/** @typedef {Record<string, any>} Json */
-
-/** @param {import("../app.js").Context} context */
+/** @param {Context} context */
 export async function show(context) {
   const { root, path, params, go } = context;
   const isEnded = path[0] === "ended";
   const tab = (/** @type {string} */ text, /** @type {string[]} */ parts, /** @type {boolean} */ is) =>
     h("a.tab", { href: `#/${["subscriptions", ...parts].join("/")}`, "aria-current": is ? "page" : null }, text);
-  const field = h("input", { "aria-label": "Client", placeholder: "client", value: params.get("client"), maxlength: "128", autocomplete: "off" });
-  const filter = h("form.filter", { onsubmit: (/** @type {Event} */ event) => {
-    event.preventDefault();
-    const next = new URLSearchParams(params);
-    next.delete("page_token");
-    if (field.value.trim()) next.set("client", field.value.trim());
-    else next.delete("client");
-    go(next);
-  } }, h("nav.tabs", { "aria-label": "Which subscriptions" }, tab("Open", [], !isEnded), tab("Ended", ["ended"], isEnded)), field, h("button.button", null, "Filter"));
+  const filter = fieldBar(params, go, "client", h("nav.tabs", { "aria-label": "Which subscriptions" }, tab("Open", [], !isEnded), tab("Ended", ["ended"], isEnded)));
   const list = isEnded ? await ended(context) : await open(context);
   put(root, heading("Subscriptions", h("span.soft", null, isEnded ? "the last 1,000 that ended since this broker started" : "the one that is furthest behind first")),
     h("section.panel", null, filter, list));
 }
 
-/** @param {import("../app.js").Context} context */
+/** @param {Context} context */
 async function open({ params, go, signal, reload }) {
   const answer = await call("ListSubscriptions", {
     pageSize: 50, pageToken: params.get("page_token") ?? "", order: "SUBSCRIPTION_ORDER_LAG_FIRST", client: params.get("client") ?? "",
@@ -52,7 +43,7 @@ async function open({ params, go, signal, reload }) {
     { name: "delivered", class: "c-count.right" }, { name: "opened", class: "c-since" }, { name: "end", class: "c-act", quiet: true }], rows), pager(params, answer.nextPageToken, go)];
 }
 
-/** @param {import("../app.js").Context} context */
+/** @param {Context} context */
 async function ended({ params, go, signal }) {
   const answer = await call("ListEndedSubscriptions", { pageSize: 50, pageToken: params.get("page_token") ?? "", client: params.get("client") ?? "" }, signal);
   const rows = answer.subscriptions.map((/** @type {Json} */ ended) => row(

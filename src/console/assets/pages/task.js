@@ -8,9 +8,7 @@ import { marks, statusOf } from "../event-row.js";
 import { bodyView, copyButton, empty, facts, hidden, labels, name, panel, trouble, when } from "../parts.js";
 import { output } from "../media.js";
 
-/** @typedef {Record<string, any>} Json */
-
-/** @param {import("../app.js").Context} context */
+/** @param {Context} context */
 export async function show(context) {
   const { root, path: [taskId = ""], params, signal } = context;
   const product = params.get("product") ?? "";
@@ -34,7 +32,7 @@ const ENDED_INTERVAL = 10_000;
 /**
  * Draws the page again as soon as the task has another event. A hidden page asks nothing, and a browser has few connections to one
  * host: so no page of a task holds a stream.
- * @param {import("../app.js").Context} context
+ * @param {Context} context
  * @param {string} taskId
  * @param {string} product
  * @param {Json[]} known
@@ -54,7 +52,7 @@ function follow({ reload, signal }, taskId, product, known) {
   signal.addEventListener("abort", () => clearTimeout(timer));
 }
 
-/** @param {import("../app.js").Context} context @param {string} taskId @param {string} product @param {Json[]} events @param {Json[]} repetitions */
+/** @param {Context} context @param {string} taskId @param {string} product @param {Json[]} events @param {Json[]} repetitions */
 function draw({ root, signal }, taskId, product, events, repetitions) {
   const products = [...new Set(events.map((event) => event.product))];
   const of = product || (products.length === 1 ? products[0] : "");

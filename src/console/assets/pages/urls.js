@@ -9,7 +9,7 @@ import { cell, copyButton, empty, facts, heading, labels as labelsOf, name, page
 
 const LIVES = [["3600", "1 hour"], ["86400", "24 hours"], ["604800", "7 days"], ["2592000", "30 days"], ["31536000", "1 year"]];
 
-/** @param {import("../app.js").Context} context */
+/** @param {Context} context */
 export async function show({ root, params, go, signal }) {
   const listed = await call("ListCredentials", { pageSize: 50, pageToken: params.get("page_token") ?? "" }, signal);
   const made = h("div");
@@ -78,7 +78,7 @@ export async function show({ root, params, go, signal }) {
 const COLUMNS = [{ name: "kind", class: "c-product" }, { name: "name", class: "c-client" }, { name: "for", class: "c-filter" },
   { name: "last used", class: "c-since" }, { name: "expires", class: "c-since" }];
 
-/** @param {Record<string, any>} one */
+/** @param {Json} one */
 function line(one) {
   const rights = [one.admin && "admin", one.backup && "backup", one.products.join(", ").replace("*", "all products")];
   const until = (/** @type {string | undefined} */ time) => time ? h("span", { title: full(time) }, ago(time)) : "never";
