@@ -20,5 +20,5 @@ pub(crate) use json::{json_of, message_of};
 pub(crate) use openapi::openapi;
 pub(crate) use pages::lines_of;
 pub(crate) use problem::Problem;
-pub(crate) use route::{Asked, Input, PREFIX, Shape, asked};
+pub(crate) use route::{Asked, Input, Shape, asked, is_below};
 pub(crate) use sse::{Sent, event_of, event_of_problem};

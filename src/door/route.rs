@@ -12,7 +12,12 @@ use super::{
 use crate::wire::Reason;
 
 /// The beginning of every path of the door.
-pub(crate) const PREFIX: &str = "/v1/";
+const PREFIX: &str = "/v1/";
+
+/// Whether a path is one of the door.
+pub(crate) fn is_below(path: &str) -> bool {
+    path.starts_with(PREFIX) || path == PREFIX.trim_end_matches('/')
+}
 
 pub(super) const TASK: &Fields = &[
     ("product", Field::Text("product")),
@@ -100,7 +105,7 @@ pub(crate) fn asked(
     headers: &HeaderMap,
 ) -> Result<Asked, Problem> {
     let (rest, query) = (
-        path.strip_prefix(PREFIX).unwrap_or(path),
+        path.strip_prefix(PREFIX).unwrap_or_default(),
         query.unwrap_or(""),
     );
     match resource(method, rest, query, headers)? {
@@ -186,11 +191,12 @@ fn by_name(method: &Method, name: &str, query: &str) -> Result<Asked, Problem> {
 
 /// `GetTask`, or `WaitTask` if the query says how long to wait.
 fn task(task_id: &str, query: &str) -> Result<Asked, Problem> {
-    let task_id = percent_encoding::percent_decode_str(task_id).decode_utf8();
-    let task_id = task_id.map_err(|_| invalid("the task id in the path is no UTF-8".to_owned()))?;
+    // One that is encoded (%2F) is a part of the id.
     if task_id.is_empty() || task_id.contains('/') {
         return Err(nothing_at(&format!("{PREFIX}tasks/{task_id}")));
     }
+    let task_id = percent_encoding::percent_decode_str(task_id).decode_utf8();
+    let task_id = task_id.map_err(|_| invalid("the task id in the path is no UTF-8".to_owned()))?;
 
     let mut request = request_of(query, TASK).map_err(invalid)?;
     request.insert("task_id".into(), task_id.into());
@@ -314,6 +320,10 @@ mod tests {
         assert_eq!(rpc, "GetTask");
         assert_eq!((&*request.task_id, &*request.product), ("t 1", "veo"));
 
+        let (_, message) = target_of(get("/v1/tasks/a%2Fb%20c").unwrap());
+        let request = v1::GetTaskRequest::decode(&message[..]).unwrap();
+        assert_eq!(request.task_id, "a/b c");
+
         let (rpc, message) = target_of(get("/v1/tasks/t1?wait=50s").unwrap());
         let request = v1::WaitTaskRequest::decode(&message[..]).unwrap();
         assert_eq!(rpc, "WaitTask");
@@ -382,6 +392,8 @@ mod tests {
     fn what_is_not_there_is_refused_with_the_next_step() {
         for (target, status, named) in [
             ("/v1/nothing", 404, "/v1/RPC"),
+            ("/v1", 404, "/v1/RPC"),
+            ("/v1/", 404, "/v1/RPC"),
             ("/v1/tasks/", 404, "/v1/tasks/ID"),
             ("/v1/tasks/a/b", 404, "/v1/tasks/ID"),
             ("/v1/GetLogInfo", 405, "POST"),

@@ -261,6 +261,9 @@ async fn a_request_that_cannot_be_meant_is_refused_with_the_next_step() {
         let detail = answer.json["detail"].as_str().unwrap();
         assert!(detail.contains(named), "{method} {target}: {detail}");
     }
+    for target in ["/v1", "/v1/"] {
+        refused(&get(&server, target).await, 404, Some("UNKNOWN_METHOD"));
+    }
     let unset = post(&server, "GetTask", &json!({})).await;
     assert_eq!(unset.json["violations"][0]["field"], "task_id");
     let allowed = get(&server, "/v1/GetLogInfo").await;
@@ -339,12 +342,24 @@ async fn a_web_page_gets_nothing_out_of_an_open_listener() {
         let answer = ask(&server, "GET", "/v1/events", &[(name, value)], "").await;
         refused(&answer, status, None);
     }
+    for (origin, status) in [
+        ("http://named.internal:1", 200),
+        ("http://named.internal", 403),
+    ] {
+        let own = [
+            ("host", "named.internal:1"),
+            ("origin", origin),
+            ("content-type", "application/json"),
+        ];
+        let answer = ask(&server, "POST", "/v1/GetLogInfo", &own, "{}").await;
+        assert_eq!(answer.status, status, "{origin}: {}", answer.json);
+    }
     let name = [("host", "named.internal:1")];
     assert_eq!(
         ask(&server, "GET", "/v1/events", &name, "").await.status,
         200
     );
-    for (cause, count) in [("foreign_origin", 2.0), ("host", 1.0)] {
+    for (cause, count) in [("foreign_origin", 3.0), ("host", 1.0)] {
         let name = format!("blobcast_grpc_calls_refused_total{{cause=\"{cause}\"}}");
         assert_eq!(server.metric(&name).await, count);
     }
@@ -373,6 +388,19 @@ async fn a_connection_serves_one_request_after_the_other_and_a_slow_one_ends() {
     }
     drop(stream);
 
+    let mut broken = TcpStream::connect(server.grpc).await.unwrap();
+    let head = "POST /v1/GetLogInfo HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n\
+                transfer-encoding: chunked\r\n\r\nno length\r\n";
+    broken.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    within("the end", broken.read_to_string(&mut answer))
+        .await
+        .unwrap();
+    assert!(
+        answer.starts_with("HTTP/1.1 400 ") && answer.contains("INVALID_REQUEST"),
+        "{answer}"
+    );
+
     let mut slow = TcpStream::connect(server.grpc).await.unwrap();
     slow.write_all(b"GET /v1/ev").await.unwrap();
     let mut answer = String::new();
@@ -387,6 +415,24 @@ async fn a_connection_serves_one_request_after_the_other_and_a_slow_one_ends() {
             == 0.0
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_client_that_has_gone_is_not_waited_for_whatever_it_has_sent() {
+    let server = Server::start().await;
+    for behind in [
+        "",
+        "\r\n",
+        "GET /v1/events HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n",
+    ] {
+        let mut stream = TcpStream::connect(server.grpc).await.unwrap();
+        let wait =
+            format!("GET /v1/tasks/t1?wait=3000s HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n{behind}");
+        stream.write_all(wait.as_bytes()).await.unwrap();
+        until("the wait", async || server.subscriptions().await.len() == 1).await;
+        drop(stream);
+        until("its end", async || server.subscriptions().await.is_empty()).await;
+    }
 }
 
 #[tokio::test]

@@ -6,7 +6,9 @@ use hyper::{HeaderMap, Request};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use serde_json::{Value, json};
 
-use crate::support::{Answer, CredentialsFile, Http, Options, Server, completed, within};
+use crate::support::{
+    Answer, CredentialsFile, Http, Options, Server, completed, tasks, until, within,
+};
 
 const APP: &str = "https://app.example.com";
 
@@ -182,4 +184,59 @@ async fn a_ticket_opens_one_stream_with_the_permissions_of_its_client() {
     }
     assert_eq!(codes.iter().filter(|&&code| code == 200).count(), 128);
     assert_eq!(codes.last(), Some(&429));
+}
+
+#[tokio::test]
+async fn a_client_that_may_only_back_up_gets_the_description_and_no_event() {
+    let mut file = CredentialsFile::new();
+    let token = file.add("client nightly --backup").await;
+    let server = Options::default()
+        .set("credentials_file", file.path().display())
+        .start()
+        .await;
+    server.http().post(&completed("t1")).await;
+    let bearer = format!("Bearer {token}");
+    let shown = [
+        ("content-type", "application/json"),
+        ("authorization", bearer.as_str()),
+    ];
+    let read = async |target: &str| ask(&server, "GET", target, &shown, &Value::Null).await;
+    let described = read("/v1/openapi.json").await;
+    assert_eq!(described.status, 200, "as by reflection");
+    for target in ["/v1/events", "/v1/tasks/t1", "/v1/tasks/t1?wait=1s"] {
+        let refused = read(target).await;
+        assert_eq!((refused.status, refused.reason()), (403, "PRODUCT_DENIED"));
+    }
+
+    for filter in [json!({}), json!({"products": ["veo"]})] {
+        let wanted = json!({"filter": filter, "position": "START_POSITION_EARLIEST"});
+        let issued = ask(&server, "POST", "/v1/stream-tickets", &shown, &wanted).await;
+        let query = format!("?ticket={}", issued.json["ticket"].as_str().unwrap());
+        let (status, _, text) = begin(&server, &query, &[]).await;
+        assert!(status == 403 && text.contains("PRODUCT_DENIED"), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_ticket_is_not_used_up_by_a_refusal_that_passes() {
+    let server = Options::default()
+        .set("grpc.subscriptions_max", "1")
+        .start()
+        .await;
+    server.http().post(&completed("t1")).await;
+    let json = [("content-type", "application/json")];
+    let wanted = json!({"position": "START_POSITION_EARLIEST"});
+    let issued = ask(&server, "POST", "/v1/stream-tickets", &json, &wanted).await;
+    let query = format!("?ticket={}", issued.json["ticket"].as_str().unwrap());
+
+    let open = server.subscribe(tasks(["t2"])).await;
+    let source = [("accept", "text/event-stream")];
+    let (status, _, text) = begin(&server, &query, &source).await;
+    assert!(status == 200 && text.contains("event: problem"), "{text}");
+    assert!(text.contains("retry: "), "{text}");
+    drop(open);
+    until("room", async || server.subscriptions().await.is_empty()).await;
+    let (status, _, text) = begin(&server, &query, &source).await;
+    assert!(status == 200 && text.contains(r#""taskId":"t1""#), "{text}");
+    assert_eq!(begin(&server, &query, &source).await.0, 401);
 }

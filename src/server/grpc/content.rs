@@ -33,14 +33,17 @@ pub(super) struct ContentRefusals {
     counted: IntCounterVec,
     bodies: Arc<Semaphore>,
     log: Arc<Sampler>,
+    /// Names of the listener: a page that is asked for by one is its own.
+    hosts: Arc<[String]>,
 }
 
 impl ContentRefusals {
-    pub(super) fn new(counted: IntCounterVec) -> Self {
+    pub(super) fn new(counted: IntCounterVec, hosts: &[String]) -> Self {
         Self {
             counted,
             bodies: Arc::new(Semaphore::new(BODIES_MAX)),
             log: Arc::default(),
+            hosts: hosts.into(),
         }
     }
 
@@ -57,10 +60,13 @@ impl ContentRefusals {
     }
 
     /// Refuses what a foreign page has sent.
-    pub(super) fn refuse_foreign(&self, request: &Request) -> Response {
+    pub(super) fn if_foreign(&self, request: &Request) -> Option<Response> {
+        if !web::is_foreign(request, None, &self.hosts) {
+            return None;
+        }
         let message = "a web page has sent this: if that is wanted, name its origin in grpc.cors_origins and call by gRPC-Web or \
                        in JSON, or remove `Origin` in the proxy that speaks for it";
-        self.refuse(request, "foreign_origin", StatusCode::FORBIDDEN, message)
+        Some(self.refuse(request, "foreign_origin", StatusCode::FORBIDDEN, message))
     }
 
     pub(super) fn refuse(
@@ -94,8 +100,8 @@ pub(super) async fn only_grpc(
     request: Request,
     next: Next,
 ) -> Response {
-    if web::is_foreign(&request, None, &[]) {
-        return refusals.refuse_foreign(&request);
+    if let Some(refused) = refusals.if_foreign(&request) {
+        return refused;
     }
     if !is_grpc(request.headers().get(CONTENT_TYPE)) {
         let message = "this is blobcast's gRPC listener: it takes application/grpc, application/grpc-web and application/grpc-web-text, \

@@ -19,8 +19,8 @@ use crate::trace::{REQUEST_ID, RequestId};
 /// How a browser says that a page asks across origins.
 const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 /// What clients in pages send. The last three are those of gRPC-Web's.
-const ALLOWED: &str =
-    "accept, authorization, content-type, last-event-id, grpc-timeout, x-grpc-web, x-user-agent";
+const ALLOWED: &str = "accept, authorization, content-type, last-event-id, traceparent, grpc-timeout, x-grpc-web, \
+                       x-user-agent";
 /// What they read. An error of gRPC-Web is all in headers.
 const EXPOSED: &str = "x-request-id, retry-after, x-blobcast-message, grpc-status, grpc-message, grpc-status-details-bin";
 /// How long a browser remembers what it may send, in seconds: an hour, so that a change is soon known.

@@ -33,7 +33,6 @@ use crate::{
     rpc,
     server::http::{BUFFERING, Lasting},
     trace::{REQUEST_ID, RequestId, Tracer},
-    web,
 };
 
 const BINARY: HeaderValue = HeaderValue::from_static("application/grpc-web+proto");
@@ -104,8 +103,8 @@ impl Entrance {
 
     /// Answers a request as one of its own origin.
     async fn answer_own(&self, mut request: Request, next: Next) -> Response {
-        if web::is_foreign(&request, None, &[]) {
-            return with_id(self.refusals.refuse_foreign(&request));
+        if let Some(refused) = self.refusals.if_foreign(&request) {
+            return with_id(refused);
         }
         if !self.names.allow(&request) {
             let message = "without a token this listener answers gRPC-Web by an IP address or localhost only: send \

@@ -35,21 +35,23 @@ pub(super) struct Http1 {
     pub routes: Router,
     pub limits: http::Limits,
     pub counters: Counters,
-    /// After this time without an acknowledgement a peer counts as dead, as one does that answers no ping of HTTP/2.
+    /// How often a silent peer is asked for, and after which time without an acknowledgement it counts as dead: as with pings of
+    /// HTTP/2.
+    pub interval: Duration,
     pub patience: Duration,
     pub stop: CancellationToken,
 }
 
 impl Http1 {
     /// Serves a connection until it ends.
-    pub(super) async fn serve(&self, opened: Opened, place: &Place) {
-        opened.stream.end_if_unacknowledged(self.patience);
+    pub(super) async fn serve(&self, mut opened: Opened, place: &Place) {
+        opened.stream.end_if_left(self.interval, self.patience);
         let (origin, peer) = (Origin::of(&opened, place), opened.client);
         let routes = TowerToHyperService::new(self.routes.clone());
         let turned_away = self.counters.turned_away.clone();
         let responder = move |_: IpAddr, request: Request<RequestBody>| -> Answer {
             origin.peer.heard.note();
-            let is_json = request.uri().path().starts_with(door::PREFIX);
+            let is_json = door::is_below(request.uri().path());
             if !is_json && !is_from_page(&request) {
                 turned_away.note(&Refused::NotHttp2, peer);
                 return Box::pin(ready(upgrade_required(peer)));

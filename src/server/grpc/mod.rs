@@ -110,7 +110,7 @@ pub(super) async fn services(
         request_bytes_max.saturating_add(admission::CALL_BYTES + HEADER_LIST_BYTES as usize);
     let inflight = Inflight::new(usize_of(config.grpc.inflight_bytes_max), one_request);
     let admission = Arc::new(Admission::new(gate, inflight, answers, &metrics));
-    let refusals = ContentRefusals::new(metrics.calls_refused.clone());
+    let refusals = ContentRefusals::new(metrics.calls_refused.clone(), &config.grpc.hosts);
     let services = routes.routes().into_axum_router();
     let around = |admitted: Router| {
         admitted
@@ -170,6 +170,7 @@ pub(super) async fn serve(
         routes: services.clone().into_axum_router(),
         limits: http::Limits::grpc(config),
         counters: counters.clone(),
+        interval: config.grpc.keepalive_interval,
         patience: config.grpc.keepalive_interval + config.grpc.keepalive_timeout,
         stop: stop.clone(),
     };

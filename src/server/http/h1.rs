@@ -33,7 +33,7 @@ use super::{
     service::{Service, Timed},
     unread_body::{Remainder, Settling},
 };
-use crate::server::net::places::Standing;
+use crate::server::net::{LOOK, places::Standing};
 
 /// How a connection came to its end.
 enum Ended {
@@ -199,6 +199,8 @@ where
             }
             () = activity.quiet_for(limits.farewell), if is_closing => return Ended::AnswerNotTaken,
             () = standing.until_shed() => return Ended::Shed,
+            // Polled again, hyper flushes, and the stream looks for its peer.
+            () = sleep(LOOK), if !limits.half_close => {}
         }
     }
 }

@@ -18,6 +18,6 @@ pub(super) use self::{
     floods::Floods,
     per_address::Share,
     preface::{PREFACE, Protocol},
-    stream::Stream,
+    stream::{LOOK, Stream},
     turned_away::{Refused, TurnedAway},
 };

@@ -8,6 +8,13 @@ use std::{
     time::Duration,
 };
 
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    net::sockopt::{
+        set_socket_keepalive, set_tcp_keepidle, set_tcp_keepintvl, set_tcp_user_timeout,
+    },
+};
+use tokio::time::Instant;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -17,6 +24,9 @@ use tokio_rustls::server::TlsStream;
 /// Bytes that are read before other tasks have their turn: room for a thousand frames. HTTP/2 reads as long as there is something to
 /// read. Without this limit a few connections full of small frames hold every worker for seconds.
 const TURN_BYTES: usize = 16 * 1024;
+
+/// How often a peer is looked for on a connection where nothing moves, if it may have left.
+pub(in crate::server) const LOOK: Duration = Duration::from_secs(5);
 
 /// See the module's description.
 #[derive(Debug)]
@@ -29,6 +39,8 @@ pub(in crate::server) struct Stream {
     /// The peer has taken nothing of the last write. A peer that keeps sending requests and reads no answer would fill the memory with
     /// answers; refusals need no credential. As soon as it reads, its requests are read again.
     is_blocked: bool,
+    /// When something moved last, or the peer was looked for; `None` if its end is noticed by reading.
+    moved: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -44,6 +56,7 @@ impl From<TcpStream> for Stream {
             unread: Vec::new(),
             read_bytes: 0,
             is_blocked: false,
+            moved: None,
         }
     }
 }
@@ -55,6 +68,7 @@ impl From<TlsStream<TcpStream>> for Stream {
             unread: Vec::new(),
             read_bytes: 0,
             is_blocked: false,
+            moved: None,
         }
     }
 }
@@ -73,15 +87,51 @@ impl Stream {
         self.unread = bytes.to_vec();
     }
 
-    /// Fails writes once the peer has acknowledged nothing for so long.
-    pub(in crate::server) fn end_if_unacknowledged(&self, patience: Duration) {
-        let socket = match &self.kind {
+    /// Ends the connection if the peer leaves while an answer is waited for. A reader would notice that only if nothing lay unread
+    /// before the end. A peer that has vanished is asked for by the kernel after each `interval` in which nothing moves; it has left
+    /// when it has acknowledged nothing for so long as `patience`.
+    pub(in crate::server) fn end_if_left(&mut self, interval: Duration, patience: Duration) {
+        self.moved = Some(Instant::now());
+        let socket = self.socket();
+        let millis = u32::try_from(patience.as_millis()).unwrap_or(u32::MAX);
+        let seconds = interval.max(Duration::from_secs(1));
+        // Without these the peer is given up later, by the kernel's own patience.
+        let _ = set_tcp_user_timeout(socket, millis)
+            .and_then(|()| set_tcp_keepidle(socket, seconds))
+            .and_then(|()| set_tcp_keepintvl(socket, seconds))
+            .and_then(|()| set_socket_keepalive(socket, true))
+            .is_ok();
+    }
+
+    fn socket(&self) -> &TcpStream {
+        match &self.kind {
             Kind::Plain(stream) => stream,
             Kind::Tls(stream) => stream.get_ref().0,
+        }
+    }
+
+    /// Fails if the peer has closed its side, and nothing has moved for a while.
+    fn look_for_peer(&mut self) -> io::Result<()> {
+        let Some(moved) = self.moved.filter(|moved| moved.elapsed() >= LOOK) else {
+            return Ok(());
         };
-        let millis = u32::try_from(patience.as_millis()).unwrap_or(u32::MAX);
-        // Without it the peer is given up later, by the kernel's own patience.
-        let _ = rustix::net::sockopt::set_tcp_user_timeout(socket, millis).is_ok();
+        let mut looked = [PollFd::new(self.socket(), PollFlags::RDHUP)];
+        let at_once = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        let has_left = poll(&mut looked, Some(&at_once)).is_ok_and(|count| count > 0);
+        self.moved = Some(moved + LOOK);
+        if has_left {
+            return Err(io::ErrorKind::ConnectionReset.into());
+        }
+        Ok(())
+    }
+
+    fn note_move(&mut self) {
+        if let Some(moved) = &mut self.moved {
+            *moved = Instant::now();
+        }
     }
 
     /// Ready when the peer takes something.
@@ -102,6 +152,9 @@ macro_rules! forward {
         };
         // Plain TCP has nothing to flush, so a flush says nothing about the write before it.
         this.is_blocked = if $is_write {
+            if polled.is_ready() {
+                this.note_move();
+            }
             polled.is_pending()
         } else {
             this.is_blocked || polled.is_pending()
@@ -137,6 +190,9 @@ impl AsyncRead for Stream {
             Kind::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
             Kind::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
         };
+        if polled.is_ready() {
+            this.note_move();
+        }
         this.read_bytes = if polled.is_pending() {
             0
         } else {
@@ -170,7 +226,8 @@ impl AsyncWrite for Stream {
         }
     }
 
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.look_for_peer()?;
         forward!(self, is_write: false, stream => Pin::new(stream).poll_flush(cx))
     }
 

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 use axum::{body::Body, extract::Request, middleware::Next, response::Response};
 use http_body_util::BodyExt;
 use tokio::task::spawn_blocking;
-use tonic::Status;
+use tonic::{Code, Status};
 
 use crate::{
     door::{Rpc, framed, message_of},
@@ -72,7 +72,7 @@ impl Awaited {
     async fn read(self, mut body: Body) -> Result<Vec<u8>, Status> {
         let mut json = Vec::new();
         while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|error| Status::from_error(error.into()))?;
+            let frame = frame.map_err(|error| unread(Status::from_error(error.into())))?;
             let Ok(data) = frame.into_data() else {
                 continue;
             };
@@ -92,6 +92,15 @@ impl Awaited {
             })
         })
         .await
+    }
+}
+
+/// Why a body could not be read. What is no status of ours is HTTP's: the body broke off, or is not framed as it says.
+fn unread(status: Status) -> Status {
+    if status.code() == Code::Unknown {
+        Reason::InvalidRequest.status("the body cannot be read as HTTP: send it again, as a whole")
+    } else {
+        status
     }
 }
 

@@ -84,7 +84,12 @@ pub(super) fn add(routes: Router, door: Door) -> Router {
         let door = Arc::clone(&door);
         async move { door.answer(request).await }
     };
-    routes.route("/v1/{*rest}", any(answer))
+    let answer = any(answer);
+    // Of the first two there is none, which is said in the door's own way.
+    let routes = routes
+        .route("/v1", answer.clone())
+        .route("/v1/", answer.clone());
+    routes.route("/v1/{*rest}", answer)
 }
 
 impl Door {
@@ -170,20 +175,36 @@ impl Door {
                 reply::json(asked.rpc, answer).await
             }
             Input::Later(rpc) => self.ticket(&template, rpc, body).await,
-            Input::Ticket(text) => match self.tickets.redeem(&text, Instant::now()) {
-                Some(ticket) => {
-                    let template = template.shows(ticket.authorization);
-                    self.read(template, ticket.message, asked.shape).await
-                }
-                None => reply::problem(&used_ticket(), RequestId::new().into()),
-            },
-            Input::Target(message) => self.read(template, message, asked.shape).await,
+            Input::Ticket(text) => self.redeem(template, &text, asked.shape).await,
+            Input::Target(message) => {
+                let answer = self.calls.with_message(&template, &message).await;
+                self.shaped(template, message, answer, asked.shape).await
+            }
         }
     }
 
-    /// Answers a request without a body.
-    async fn read(&self, template: Template, message: Vec<u8>, shape: Shape) -> Response {
+    /// Answers the request of a ticket. It is good again if the call was refused for a while only.
+    async fn redeem(&self, template: Template, text: &str, shape: Shape) -> Response {
+        let Some(issued) = self.tickets.redeem(text, Instant::now()) else {
+            return reply::problem(&used_ticket(), RequestId::new().into());
+        };
+        let template = template.shows(issued.ticket.authorization.clone());
+        let message = issued.ticket.message.clone();
         let answer = self.calls.with_message(&template, &message).await;
+        if reply::is_refused_for_now(&answer) {
+            self.tickets.put_back(text, issued);
+        }
+        self.shaped(template, message, answer, shape).await
+    }
+
+    /// The answer to a request without a body.
+    async fn shaped(
+        &self,
+        template: Template,
+        message: Vec<u8>,
+        answer: Response,
+        shape: Shape,
+    ) -> Response {
         match shape {
             Shape::Json | Shape::Ticket => reply::json(template.rpc, answer).await,
             Shape::Lines => lines::answer(&self.calls, template, message, answer).await,

@@ -116,6 +116,12 @@ pub(super) async fn message_of(answer: Response) -> Result<(Bytes, Account), Pro
     }
 }
 
+/// Whether the call was refused with a delay after which it may be let in.
+pub(super) fn is_refused_for_now(answer: &Response) -> bool {
+    Status::from_header_map(answer.headers())
+        .is_some_and(|status| of_error(&status).retry_after.is_some())
+}
+
 /// The body of an answer that is not a refusal.
 pub(super) fn begun(answer: Response) -> Result<(Account, Body), Problem> {
     let (mut head, body) = answer.into_parts();

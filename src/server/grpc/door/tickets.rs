@@ -38,9 +38,10 @@ pub(super) struct Ticket {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tickets(Arc<Mutex<HashMap<Vec<u8>, Issued>>>);
 
+/// A ticket, and until when it is good.
 #[derive(Debug)]
-struct Issued {
-    ticket: Ticket,
+pub(super) struct Issued {
+    pub ticket: Ticket,
     payer: Payer,
     expires: Instant,
 }
@@ -68,9 +69,14 @@ impl Tickets {
     }
 
     /// What a ticket stands for, if it is good. It is used then.
-    pub(super) fn redeem(&self, text: &str, now: Instant) -> Option<Ticket> {
+    pub(super) fn redeem(&self, text: &str, now: Instant) -> Option<Issued> {
         let issued = self.0.lock().remove(&digest_of(text))?;
-        (issued.expires > now).then_some(issued.ticket)
+        (issued.expires > now).then_some(issued)
+    }
+
+    /// Makes a ticket good again, for as long as it would have been.
+    pub(super) fn put_back(&self, text: &str, issued: Issued) {
+        self.0.lock().insert(digest_of(text), issued);
     }
 }
 
@@ -96,8 +102,14 @@ mod tests {
         let now = Instant::now();
         let text = tickets.issue(ticket(b"a"), &payer, now).unwrap();
         assert!(tickets.redeem("nothing", now).is_none());
-        assert_eq!(tickets.redeem(&text, now).unwrap().message, b"a");
+        let issued = tickets.redeem(&text, now).unwrap();
+        assert_eq!(issued.ticket.message, b"a");
         assert!(tickets.redeem(&text, now).is_none(), "it is used");
+        tickets.put_back(&text, issued);
+        assert!(
+            tickets.redeem(&text, now + LIFE).is_none(),
+            "no longer than before"
+        );
 
         let late = tickets.issue(ticket(b"b"), &payer, now).unwrap();
         let in_time = tickets.issue(ticket(b"c"), &payer, now).unwrap();
