@@ -142,7 +142,8 @@ def flipped_bits_when_all_servers_start(campaign):
         server.kill(TERM)
     campaign.servers.start()
     all_ready(campaign)
-    more_callbacks(campaign, 20)  # a node may still be ready while the stream elects: two elections would be one silence
+    # A node may still be ready while the stream elects: two elections would be one silence.
+    more_callbacks(campaign, 20)
     for server in campaign.servers:
         server.kill()
     damaged = campaign.rng.choice(list(campaign.servers))
