@@ -322,7 +322,7 @@ async fn nobody_is_traced_who_has_shown_nothing() {
         let path = tonic::codegen::http::uri::PathAndQuery::from_static(unguarded);
         let mut client = tonic::client::Grpc::new(server.channel().await);
         client.ready().await.unwrap();
-        let codec = tonic_prost::ProstCodec::<GetLogInfoRequest, GetLogInfoRequest>::default();
+        let codec = tonic_prost::ProstCodec::<GetLogInfoRequest, ()>::default();
         let answer = client
             .unary(call(GetLogInfoRequest::default(), "01"), path, codec)
             .await;
