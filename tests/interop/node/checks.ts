@@ -173,7 +173,7 @@ async function resume(clients: EventServiceClient[], product: string, how: strin
 }
 
 async function anotherLog(): Promise<void> {
-  const { head } = await getLogInfo({});
+  const { head } = await getLogInfo({ afterCursor: "" });
   await control("replace");
   const request = SubscribeRequest.fromPartial({ start: { $case: "afterCursor", value: head } });
   const error = await refused(follow([client], request).next());
