@@ -435,6 +435,32 @@ async fn a_client_with_many_pages_open_keeps_no_administrator_out() {
 }
 
 #[tokio::test]
+async fn logins_that_never_arrive_keep_neither_probes_nor_people_out() {
+    let (_file, server, team, _) = guarded().await;
+    let slow = format!(
+        "POST /ui/session HTTP/1.1\r\nhost: {}\r\nsec-fetch-site: same-origin\r\ncontent-type: application/json\r\n\
+         content-length: 100\r\n\r\n{{",
+        server.admin
+    );
+    let mut held = Vec::new();
+    for _ in 0..140 {
+        let mut stream = TcpStream::connect(server.admin).await.unwrap();
+        stream.write_all(slow.as_bytes()).await.unwrap();
+        held.push(stream);
+    }
+    until("a probe", async || {
+        text(&server, "/livez", "")
+            .await
+            .starts_with("HTTP/1.1 200")
+    })
+    .await;
+    until("a login", async || {
+        log_in(&server, json!({"token": team})).await.is_ok()
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_stream_of_a_session_ends_with_its_clients_line() {
     let (mut file, server, team, _) = guarded().await;
     let cookie = log_in(&server, json!({"token": team})).await.unwrap();

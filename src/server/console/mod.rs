@@ -6,7 +6,7 @@
 
 mod held;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -25,7 +25,10 @@ use axum::{
 use hyper::body::Body as _;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::time::Instant;
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, timeout},
+};
 
 use self::held::Held;
 use super::{grpc::ConsoleDoor, http::Connection};
@@ -45,6 +48,9 @@ const PREFIX: &str = "/ui/";
 const CALLS: &str = "/ui/v1/";
 /// A token or a code in JSON, with a wide margin.
 const LOGIN_BYTES_MAX: usize = 4 * 1024;
+/// Logins that may arrive at once, and how long each may take: anybody can begin one, and probes come to this listener, too.
+const LOGINS_MAX: usize = 8;
+const LOGIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// What a browser keeps is asked for again, by its tag.
 const ASK_AGAIN: HeaderValue = HeaderValue::from_static("no-cache");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
@@ -59,6 +65,7 @@ pub(super) struct Console {
     settings: Settings,
     headers: PageHeaders,
     places: Arc<Places>,
+    logins: Semaphore,
     /// Logs refused logins: anybody who reaches the listener can cause them.
     refused: Sampler<()>,
 }
@@ -130,6 +137,7 @@ impl Console {
             headers: PageHeaders::new(settings.media, &settings.media_hosts),
             settings,
             places: Arc::default(),
+            logins: Semaphore::new(LOGINS_MAX),
             refused: Sampler::default(),
         }
     }
@@ -155,7 +163,21 @@ impl Console {
             .extensions()
             .get::<Connection>()
             .map(|connection| connection.address);
-        let Ok(body) = to_bytes(request.into_body(), LOGIN_BYTES_MAX).await else {
+        let Ok(place) = self.logins.try_acquire() else {
+            return refusal(
+                StatusCode::TOO_MANY_REQUESTS,
+                "too many are logging in: try again in some seconds",
+            );
+        };
+        let body = to_bytes(request.into_body(), LOGIN_BYTES_MAX);
+        let Ok(body) = timeout(LOGIN_TIMEOUT, body).await else {
+            return refusal(
+                StatusCode::REQUEST_TIMEOUT,
+                "the login did not arrive within 5 s: try again",
+            );
+        };
+        drop(place);
+        let Ok(body) = body else {
             return refusal(StatusCode::PAYLOAD_TOO_LARGE, "that is no token");
         };
         let client = match serde_json::from_slice(&body) {
