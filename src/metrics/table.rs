@@ -146,7 +146,7 @@ metrics! {
     pub connections_flooded: counters "blobcast_connections_flooded_total" ["listener"]
         "Connections closed because the client sent too many resets or small frames of HTTP/2, by listener.";
     pub calls_unauthenticated: counter "blobcast_grpc_unauthenticated_total"
-        "gRPC calls refused because they showed no token or certificate that is known.";
+        "gRPC calls, and logins to the console, refused because they showed no token or certificate that is known.";
     pub calls_refused: counters "blobcast_grpc_calls_refused_total" ["cause"]
         "gRPC calls refused before a service saw them, by cause: too much on its way in, too many calls of the \
          health service, sent by a web page, not of gRPC's content type, or in JSON or \

@@ -65,3 +65,57 @@ impl HttpBody for Held {
         self.body.size_hint()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use http_body_util::BodyExt;
+    use tokio::time::{Duration, Instant, advance};
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::{console::Places, credentials::client_for_tests};
+
+    /// A body that never ends.
+    struct Silent;
+
+    impl HttpBody for Silent {
+        type Data = Bytes;
+        type Error = axum::Error;
+
+        fn poll_frame(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+            Poll::Pending
+        }
+    }
+
+    fn held(session: Option<&Session>) -> Held {
+        let place = Arc::new(Places::default()).try_take(None).unwrap();
+        Held::new(Body::new(Silent), session, place)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_is_cut_off_by_the_end_of_its_session_or_after_the_time_that_one_may_be_idle() {
+        let session = Session {
+            client: client_for_tests("ops", true),
+            ends: Instant::now(),
+            over: CancellationToken::new(),
+        };
+        let (mut idle, mut open) = (held(Some(&session)), held(None));
+        let is_cut = async |body: &mut Held| {
+            let next = tokio::time::timeout(Duration::ZERO, body.frame()).await;
+            next.is_ok_and(|frame| frame.is_some_and(|frame| frame.is_err()))
+        };
+        assert!(!is_cut(&mut idle).await && !is_cut(&mut open).await);
+
+        advance(IDLE_MAX + Duration::from_secs(1)).await;
+        assert!(is_cut(&mut idle).await && !is_cut(&mut open).await);
+
+        let mut left = held(Some(&session));
+        session.over.cancel();
+        assert!(is_cut(&mut left).await);
+    }
+}
