@@ -37,6 +37,25 @@ async fn call(server: &Server, rpc: &str, cookie: Option<&str>) -> Answer {
     ask(server, "POST", &format!("/ui/v1/{rpc}"), &headers, "{}").await
 }
 
+/// How a call with these headers is answered.
+async fn status(server: &Server, headers: &[(&str, &str)]) -> u16 {
+    ask(server, "POST", "/ui/v1/GetLogInfo", headers, "{}")
+        .await
+        .status
+}
+
+/// How history is answered to the browser with a cookie.
+async fn events(server: &Server, cookie: &str) -> Answer {
+    ask(
+        server,
+        "GET",
+        "/ui/v1/events",
+        &[OWN, ("cookie", cookie)],
+        "",
+    )
+    .await
+}
+
 /// The whole answer as text: status line, headers and body.
 async fn text(server: &Server, path: &str, header: &str) -> String {
     let mut stream = TcpStream::connect(server.admin).await.unwrap();
@@ -174,40 +193,21 @@ async fn nobody_logs_in_where_grpc_is_open_and_calls_are_those_of_the_json_door(
 #[tokio::test]
 async fn a_page_of_another_origin_reads_and_changes_nothing() {
     let server = Server::start().await;
-    for (site, status) in [
+    for (site, expected) in [
         ("same-site", 403),
         ("cross-site", 403),
         ("none", 403),
         ("same-origin", 200),
     ] {
-        let answer = ask(
-            &server,
-            "POST",
-            "/ui/v1/GetLogInfo",
-            &[JSON, ("sec-fetch-site", site)],
-            "{}",
-        )
-        .await;
-        assert_eq!(answer.status, status, "{site}");
+        let answered = status(&server, &[JSON, ("sec-fetch-site", site)]).await;
+        assert_eq!(answered, expected, "{site}");
     }
     let form = [("content-type", "text/plain"), OWN];
-    assert_eq!(
-        ask(&server, "POST", "/ui/v1/GetLogInfo", &form, "{}")
-            .await
-            .status,
-        403
-    );
+    assert_eq!(status(&server, &form).await, 403);
     let own = format!("http://{}", server.admin);
-    for (origin, status) in [(&*own, 200), ("http://127.0.0.1:1", 403)] {
-        let answer = ask(
-            &server,
-            "POST",
-            "/ui/v1/GetLogInfo",
-            &[JSON, ("origin", origin)],
-            "{}",
-        )
-        .await;
-        assert_eq!(answer.status, status, "{origin}");
+    for (origin, expected) in [(&*own, 200), ("http://127.0.0.1:1", 403)] {
+        let answered = status(&server, &[JSON, ("origin", origin)]).await;
+        assert_eq!(answered, expected, "{origin}");
     }
     let read = ask(
         &server,
@@ -245,12 +245,7 @@ async fn a_session_has_the_rights_of_its_client_and_ends_with_its_line() {
     assert_eq!(call(&server, "GetLogInfo", None).await.status, 401);
     let bearer = format!("Bearer {ops}");
     let by_token = [JSON, OWN, ("authorization", &*bearer)];
-    assert_eq!(
-        ask(&server, "POST", "/ui/v1/GetLogInfo", &by_token, "{}")
-            .await
-            .status,
-        401
-    );
+    assert_eq!(status(&server, &by_token).await, 401);
     assert_eq!(
         log_in(&server, json!({"token": "bcast_no"})).await,
         Err(403)
@@ -263,14 +258,7 @@ async fn a_session_has_the_rights_of_its_client_and_ends_with_its_line() {
     assert!(nobody.get("shown").is_none());
 
     let cookie = log_in(&server, json!({"token": team})).await.unwrap();
-    let listed = ask(
-        &server,
-        "GET",
-        "/ui/v1/events",
-        &[OWN, ("cookie", &cookie)],
-        "",
-    )
-    .await;
+    let listed = events(&server, &cookie).await;
     let tasks: Vec<_> = listed.json["events"]
         .as_array()
         .unwrap()
@@ -385,14 +373,7 @@ async fn another_cookie_of_the_same_name_does_not_hide_a_session() {
     let good = log_in(&server, json!({"token": team})).await.unwrap();
     let (name, _) = good.split_once('=').unwrap();
     let both = format!("{name}=junk; {good}");
-    let listed = ask(
-        &server,
-        "GET",
-        "/ui/v1/events",
-        &[OWN, ("cookie", &both)],
-        "",
-    )
-    .await;
+    let listed = events(&server, &both).await;
     assert_eq!(listed.status, 200);
 }
 
@@ -404,14 +385,7 @@ async fn a_client_with_many_pages_open_keeps_no_administrator_out() {
     for _ in 0..20 {
         open.push(open_stream(&server, &cookie).await);
     }
-    let refused = ask(
-        &server,
-        "GET",
-        "/ui/v1/events",
-        &[OWN, ("cookie", &cookie)],
-        "",
-    )
-    .await;
+    let refused = events(&server, &cookie).await;
     assert_eq!(refused.status, 429);
     let why = refused.json["detail"].as_str().unwrap();
     assert!(why.contains("client team has 20 calls open"), "{why}");
@@ -420,16 +394,7 @@ async fn a_client_with_many_pages_open_keeps_no_administrator_out() {
     assert_eq!(call(&server, "GetOverview", Some(&admin)).await.status, 200);
     drop(open);
     until("the client's pages work again", async || {
-        ask(
-            &server,
-            "GET",
-            "/ui/v1/events",
-            &[OWN, ("cookie", &cookie)],
-            "",
-        )
-        .await
-        .status
-            == 200
+        events(&server, &cookie).await.status == 200
     })
     .await;
 }

@@ -31,7 +31,7 @@ use tonic_web::GrpcWebLayer;
 use super::{content::ContentRefusals, cors, cors::Cors, layers, names::Names};
 use crate::{
     rpc,
-    server::http::{BUFFERING, Lasting},
+    server::http::mark_as_stream,
     trace::{REQUEST_ID, RequestId, Tracer},
 };
 
@@ -171,9 +171,7 @@ fn as_wanted(mut answer: Response, wants_text: bool) -> Response {
         return answer;
     }
     // Whether a call streams is not known here. In HTTP/1.1 a stream would be an idle connection, and a proxy would fill a buffer.
-    let buffering = HeaderValue::from_static("no");
-    answer.headers_mut().insert(BUFFERING, buffering);
-    answer.extensions_mut().insert(Lasting);
+    mark_as_stream(&mut answer);
     if wants_text {
         answer.map(|body| Body::new(Text(body)))
     } else {

@@ -23,7 +23,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub(super) use self::{
     limits::Limits,
-    responder::{Answer, BUFFERING, Connection, Lasting, Responder, routed},
+    responder::{Answer, Connection, Lasting, Responder, mark_as_stream, routed},
     service::Counters,
     unread_body::RequestBody,
 };

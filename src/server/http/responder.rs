@@ -12,7 +12,7 @@ use bytes::Bytes;
 use hyper::{
     Request,
     body::{Body as HttpBody, Frame, SizeHint},
-    header::HeaderName,
+    header::{HeaderName, HeaderValue},
     service::Service as _,
 };
 use hyper_util::service::TowerToHyperService;
@@ -54,11 +54,18 @@ pub(in crate::server) struct Connection {
 }
 
 /// Tells nginx to pass on what it gets, instead of filling a buffer first.
-pub(in crate::server) const BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+const BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 /// Marks an answer whose body may be silent for as long as it likes: its connection is not idle before it has ended.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::server) struct Lasting;
+
+/// Marks an answer that comes piece by piece, as things happen: no proxy may hold it back either.
+pub(in crate::server) fn mark_as_stream(answer: &mut Response) {
+    let buffering = HeaderValue::from_static("no");
+    answer.headers_mut().insert(BUFFERING, buffering);
+    answer.extensions_mut().insert(Lasting);
+}
 
 /// The body of such an answer.
 struct LastingBody {

@@ -24,10 +24,7 @@ use super::{
 };
 use crate::{
     door::{Frames, Problem, Sent, event_of, event_of_problem},
-    server::{
-        grpc::held::Account,
-        http::{BUFFERING, Lasting},
-    },
+    server::{grpc::held::Account, http::mark_as_stream},
 };
 
 const EVENTS: HeaderValue = HeaderValue::from_static("text/event-stream");
@@ -64,10 +61,7 @@ pub(super) async fn answer(answer: Response, manner: Manner) -> Response {
 
 fn stream(body: Body, id: HeaderValue) -> Response {
     let mut answer = reply::of_type(EVENTS, body, id);
-    answer
-        .headers_mut()
-        .insert(BUFFERING, HeaderValue::from_static("no"));
-    answer.extensions_mut().insert(Lasting);
+    mark_as_stream(&mut answer);
     answer
 }
 
